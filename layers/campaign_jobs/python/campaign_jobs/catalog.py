@@ -1,0 +1,172 @@
+"""Every job type with what both worlds need to know of it: the CDK stack and the local system read the same table.
+
+Pure data. It imports nothing but the standard library, so that reading it costs a cold start nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+TOPIC_PARTITIONS: Final = 10
+MAX_VALUE_BYTES: Final = 262_144
+"""The longest record value we take. Kafka's own limit applies to the compressed batch, so it cannot stand in for this."""
+
+HEARTBEAT_EVENT_TYPE: Final = "campaign-jobs.heartbeat"
+
+DEFAULT_TOPIC: Final = "job-events"
+DEFAULT_CONSUMER_GROUP: Final = "job-workers"
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One event-source mapping of a job type, with a consumer group and a retry queue of its own."""
+
+    name: str
+    event_types: tuple[str, ...]
+    """The event types its filter passes; empty means no filter at all."""
+    batch_size: int
+    batching_window_seconds: int
+
+    @property
+    def retry_queue_setting(self) -> str:
+        return f"RETRY_QUEUE_URL_{_setting_suffix(self.name)}"
+
+    def consumer_group(self, prefix: str) -> str:
+        return f"{prefix}-{self.name}"
+
+    def filter_pattern(self) -> dict[str, object] | None:
+        """The mapping's filter in Lambda's syntax, or None where every record is wanted."""
+        if not self.event_types:
+            return None
+        return {"value": {"type": [*self.event_types, HEARTBEAT_EVENT_TYPE]}}
+
+
+@dataclass(frozen=True)
+class EventJobType:
+    """A job type that Kafka events start: one function, one dead-letter queue, one or more lanes."""
+
+    name: str
+    lanes: tuple[Lane, ...]
+    timeout_seconds: int
+    memory_mb: int
+    max_attempts: int
+    """Attempts before an event that keeps failing becomes a dead letter."""
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        return tuple(event_type for lane in self.lanes for event_type in lane.event_types)
+
+    @property
+    def dead_letter_queue_setting(self) -> str:
+        return f"DEAD_LETTER_QUEUE_URL_{_setting_suffix(self.name)}"
+
+
+@dataclass(frozen=True)
+class ScheduledJobType:
+    """A job type that an EventBridge rule starts."""
+
+    name: str
+    interval_setting: str
+    default_interval: str
+    """Go duration syntax, whole minutes."""
+    timeout_seconds: int
+    memory_mb: int
+
+
+EMAIL: Final = EventJobType(
+    name="email",
+    lanes=(
+        Lane(
+            name="email",
+            event_types=("job.email.verification", "job.email.welcome", "job.email.reward_earned"),
+            batch_size=100,
+            batching_window_seconds=0,
+        ),
+        # A lane of its own, so that a verification never waits behind a hundred thousand position updates.
+        Lane(
+            name="email-bulk",
+            event_types=("job.email.position_update", "job.email.milestone"),
+            batch_size=500,
+            batching_window_seconds=1,
+        ),
+    ),
+    timeout_seconds=120,
+    memory_mb=512,
+    max_attempts=8,
+)
+
+POSITION: Final = EventJobType(
+    name="position",
+    # The window debounces a steady flow of requests into one run.
+    lanes=(
+        Lane(
+            name="position",
+            event_types=("job.position.recalculate",),
+            batch_size=1_000,
+            batching_window_seconds=5,
+        ),
+    ),
+    timeout_seconds=300,
+    memory_mb=512,
+    max_attempts=8,
+)
+
+REWARD: Final = EventJobType(
+    name="reward",
+    lanes=(
+        Lane(name="reward", event_types=("job.reward.deliver",), batch_size=100, batching_window_seconds=0),
+    ),
+    timeout_seconds=120,
+    memory_mb=512,
+    # Standard Webhooks' schedule: the first try and nine more, spread over about three days.
+    max_attempts=10,
+)
+
+UNROUTABLE: Final = EventJobType(
+    name="unroutable",
+    lanes=(Lane(name="unroutable", event_types=(), batch_size=1_000, batching_window_seconds=5),),
+    timeout_seconds=60,
+    memory_mb=256,
+    max_attempts=8,
+)
+
+ANALYTICS: Final = ScheduledJobType(
+    name="analytics",
+    interval_setting="ANALYTICS_INTERVAL",
+    default_interval="1h",
+    timeout_seconds=300,
+    memory_mb=512,
+)
+
+FRAUD: Final = ScheduledJobType(
+    name="fraud",
+    interval_setting="FRAUD_DETECTION_INTERVAL",
+    default_interval="15m",
+    timeout_seconds=600,
+    memory_mb=1_024,
+)
+
+RELAY: Final = ScheduledJobType(
+    name="relay",
+    # Not tuned by anyone: the relay keeps looking between two ticks.
+    interval_setting="",
+    default_interval="1m",
+    timeout_seconds=90,
+    memory_mb=256,
+)
+
+EVENT_JOB_TYPES: Final = (EMAIL, POSITION, REWARD, UNROUTABLE)
+SCHEDULED_JOB_TYPES: Final = (ANALYTICS, FRAUD, RELAY)
+
+LANE_BY_EVENT_TYPE: Final = {
+    event_type: lane
+    for job_type in EVENT_JOB_TYPES
+    for lane in job_type.lanes
+    for event_type in lane.event_types
+}
+JOB_TYPE_BY_EVENT_TYPE: Final = {
+    event_type: job_type for job_type in EVENT_JOB_TYPES for event_type in job_type.event_types
+}
+
+
+def _setting_suffix(name: str) -> str:
+    return name.upper().replace("-", "_")

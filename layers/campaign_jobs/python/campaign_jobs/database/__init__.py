@@ -1,0 +1,1 @@
+"""PostgreSQL: the connection, batches that survive a bad row, and migrations."""

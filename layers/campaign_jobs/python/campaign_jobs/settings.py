@@ -1,0 +1,294 @@
+"""The only reader of the process's environment.
+
+Each function has a settings class below. A field's name in capitals is the variable's name. Loading reports every missing
+or wrong variable at once, one line each, and never repeats a value that may be a secret.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from campaign_jobs import catalog
+from campaign_jobs.errors import SettingsError
+
+
+def _setting(parse: Callable[[str], Any], default: Any = MISSING, *, secret: bool = False) -> Any:
+    metadata = {"parse": parse, "secret": secret}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all settings classes: loading, and the names that the stack and the local system must provide."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the settings from `environ` (the process's environment unless given).
+
+        Raises SettingsError with a line for each variable that is missing or wrong.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for item in fields(cls):
+            name = item.name.upper()
+            text = environ.get(name, "").strip()
+            if not text:
+                if item.default is MISSING:
+                    problems.append(f"{name} is missing: {_expected(item.metadata['parse'])}")
+                continue
+            try:
+                values[item.name] = item.metadata["parse"](text)
+            except ValueError as error:
+                shown = "(not shown)" if item.metadata["secret"] else repr(text)
+                problems.append(f"{name}={shown}: {error}")
+        if problems:
+            raise SettingsError(problems)
+        loaded = cls(**values)
+        if problems := loaded.problems():
+            raise SettingsError(problems)
+        return loaded
+
+    @classmethod
+    def environment_names(cls) -> dict[str, bool]:
+        """Each variable that this class reads, and whether it must be there."""
+        return {item.name.upper(): item.default is MISSING for item in fields(cls)}
+
+    def problems(self) -> list[str]:
+        """What is wrong between settings that are each right; one line each."""
+        return []
+
+
+# Parsers: each takes the text and raises a ValueError that says what is allowed. The docstring's first line is what a
+# missing variable's message shows.
+
+
+def _expected(parse: Callable[[str], Any]) -> str:
+    return (parse.__doc__ or "a value").splitlines()[0]
+
+
+def text(value: str) -> str:
+    """any text"""
+    return value
+
+
+def brokers(value: str) -> str:
+    """a comma-separated list of host:port"""
+    entries = [entry.strip() for entry in value.split(",")]
+    for entry in entries:
+        host, _, port = entry.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"{entry!r} is not host:port; allowed is {_expected(brokers)}")
+    return ",".join(entries)
+
+
+def topic_name(value: str) -> str:
+    """a Kafka name: 1 to 249 letters, digits, '.', '_' or '-'"""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value):
+        raise ValueError(f"allowed is {_expected(topic_name)}")
+    return value
+
+
+def kafka_auth(value: str) -> str:
+    """none or iam"""
+    if value not in ("none", "iam"):
+        raise ValueError(f"allowed is {_expected(kafka_auth)}")
+    return value
+
+
+def pool_size(value: str) -> int:
+    """a whole number from 1 to 100"""
+    if not value.isdigit() or not 1 <= int(value) <= 100:
+        raise ValueError(f"allowed is {_expected(pool_size)}")
+    return int(value)
+
+
+def duration(value: str) -> timedelta:
+    """a positive Go duration such as 1h, 15m or 90s"""
+    # Only a duration needs this library, and only some functions have one.
+    import durationpy
+
+    if not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+", value):
+        raise ValueError(f"allowed is {_expected(duration)}")
+    parsed: timedelta = durationpy.from_str(value)
+    if parsed <= timedelta():
+        raise ValueError(f"allowed is {_expected(duration)}")
+    return parsed
+
+
+def schedule_interval(value: str) -> timedelta:
+    """a Go duration of whole minutes, at least 1m (EventBridge's floor), such as 1h or 15m"""
+    try:
+        parsed = duration(value)
+    except ValueError:
+        raise ValueError(f"allowed is {_expected(schedule_interval)}") from None
+    if parsed < timedelta(minutes=1) or parsed % timedelta(minutes=1) or parsed > timedelta(days=365):
+        raise ValueError(f"allowed is {_expected(schedule_interval)}")
+    return parsed
+
+
+def postgresql_url(value: str) -> str:
+    """a URL such as postgresql://user:password@host:5432/name"""
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError(f"allowed is {_expected(postgresql_url)}")
+    return value
+
+
+def secret_arn(value: str) -> str:
+    """the ARN of a Secrets Manager secret"""
+    if not value.startswith("arn:"):
+        raise ValueError(f"allowed is {_expected(secret_arn)}")
+    return value
+
+
+def http_url(value: str) -> str:
+    """an http or https URL"""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"allowed is {_expected(http_url)}")
+    return value.rstrip("/")
+
+
+def email_address(value: str) -> str:
+    """an email address"""
+    if not re.fullmatch(r"[^\s@<>\x00-\x1f]+@[^\s@<>\x00-\x1f]+", value):
+        raise ValueError(f"allowed is {_expected(email_address)}")
+    return value
+
+
+def host_ports(value: str) -> frozenset[tuple[str, int]]:
+    """a comma-separated list of exact host:port"""
+    targets = set()
+    for entry in brokers(value).split(","):
+        host, _, port = entry.rpartition(":")
+        targets.add((host.strip("[]").lower(), int(port)))
+    return frozenset(targets)
+
+
+def existing_file(value: str) -> Path:
+    """the path of a file that exists"""
+    if not Path(value).is_file():
+        raise ValueError(f"allowed is {_expected(existing_file)}")
+    return Path(value)
+
+
+# Groups of settings, and one class for each function.
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseSettings(Settings):
+    """Where PostgreSQL is: a URL, or a secret with host, port, username, password and dbname."""
+
+    database_url: str | None = _setting(postgresql_url, None, secret=True)
+    database_secret_arn: str | None = _setting(secret_arn, None)
+
+    def problems(self) -> list[str]:
+        if (self.database_url is None) == (self.database_secret_arn is None):
+            found = "neither is" if self.database_url is None else "both are"
+            return [f"DATABASE_URL and DATABASE_SECRET_ARN: {found} set; allowed is exactly one of them"]
+        return super().problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KafkaSettings(Settings):
+    """Where events are published."""
+
+    kafka_brokers: str = _setting(brokers)
+    kafka_job_topic: str = _setting(topic_name, catalog.DEFAULT_TOPIC)
+    kafka_auth: str = _setting(kafka_auth, "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventJobSettings(Settings):
+    """What every function of an event job type reads besides its queues' URLs."""
+
+    kafka_job_consumer_group: str = _setting(topic_name, catalog.DEFAULT_CONSUMER_GROUP)
+    # The delay before the second attempt; each later one waits twice as long.
+    retry_first_delay: timedelta = _setting(duration, timedelta(seconds=5))
+    # How long a user, campaign or reward that is not there yet is waited for: services publish before they commit.
+    missing_row_patience: timedelta = _setting(duration, timedelta(minutes=10))
+
+    def retry_queue_url(self, lane: catalog.Lane) -> str:
+        return str(getattr(self, lane.retry_queue_setting.lower()))
+
+    def dead_letter_queue_url(self, job_type: catalog.EventJobType) -> str:
+        return str(getattr(self, job_type.dead_letter_queue_setting.lower()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmailSettings(DatabaseSettings, EventJobSettings):
+    retry_queue_url_email: str = _setting(http_url)
+    retry_queue_url_email_bulk: str = _setting(http_url)
+    dead_letter_queue_url_email: str = _setting(http_url)
+    kafka_worker_pool_size: int = _setting(pool_size, 10)
+    # Used where a campaign names no sender of its own.
+    default_sender: str = _setting(email_address)
+    # Used where a campaign names no public_base_url of its own; links in mails begin with it.
+    default_public_base_url: str | None = _setting(http_url, None)
+    ses_configuration_set: str | None = _setting(text, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionSettings(DatabaseSettings, EventJobSettings):
+    retry_queue_url_position: str = _setting(http_url)
+    dead_letter_queue_url_position: str = _setting(http_url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings(DatabaseSettings, EventJobSettings):
+    retry_queue_url_reward: str = _setting(http_url)
+    dead_letter_queue_url_reward: str = _setting(http_url)
+    kafka_worker_pool_size: int = _setting(pool_size, 10)
+    # Receivers on this machine that the guard of outgoing requests lets pass, for local runs and tests only.
+    webhook_test_targets: frozenset[tuple[str, int]] = _setting(host_ports, frozenset())
+    webhook_test_ca_file: Path | None = _setting(existing_file, None)
+
+    def problems(self) -> list[str]:
+        if bool(self.webhook_test_targets) != (self.webhook_test_ca_file is not None):
+            return [
+                "WEBHOOK_TEST_TARGETS and WEBHOOK_TEST_CA_FILE: only one is set; allowed are both or none",
+                *super().problems(),
+            ]
+        return super().problems()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnroutableSettings(EventJobSettings):
+    retry_queue_url_unroutable: str = _setting(http_url)
+    dead_letter_queue_url_unroutable: str = _setting(http_url)
+    # A redriven record that has an owner by now goes to that owner's retry queue.
+    retry_queue_url_email: str = _setting(http_url)
+    retry_queue_url_email_bulk: str = _setting(http_url)
+    retry_queue_url_position: str = _setting(http_url)
+    retry_queue_url_reward: str = _setting(http_url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyticsSettings(DatabaseSettings):
+    analytics_interval: timedelta = _setting(schedule_interval, timedelta(hours=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FraudSettings(DatabaseSettings):
+    fraud_detection_interval: timedelta = _setting(schedule_interval, timedelta(minutes=15))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaySettings(DatabaseSettings, KafkaSettings):
+    pass
+
+
+BY_FUNCTION: Final[dict[str, type[Settings]]] = {
+    "email": EmailSettings,
+    "position": PositionSettings,
+    "reward": RewardSettings,
+    "unroutable": UnroutableSettings,
+    "analytics": AnalyticsSettings,
+    "fraud": FraudSettings,
+    "relay": RelaySettings,
+}

@@ -1,0 +1,49 @@
+"""One PostgreSQL server and one Kafka broker for the whole run; each test gets a database and a topic of its own."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from campaign_jobs.database import migrations
+from campaign_jobs.database.connection import Connection, Database
+from local.postgres import PostgresServer
+
+TEMPLATE_DATABASE = "campaign_jobs_template"
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with PostgresServer(tmp_path_factory.mktemp("postgres") / "data", durable=False) as server:
+        migrations.apply(server.create_database(TEMPLATE_DATABASE))
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of a fresh, migrated database."""
+    name = f"test_{uuid.uuid4().hex}"
+    yield postgres_server.create_database(name, template=TEMPLATE_DATABASE)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """What the code under test works with."""
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[Connection]:
+    """A connection of the test's own, in autocommit mode, to arrange and to look."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).resolve().parent.parent
