@@ -1,0 +1,1 @@
+"""The one pipeline of every event job: decode, process, settle."""

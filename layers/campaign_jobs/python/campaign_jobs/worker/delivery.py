@@ -1,0 +1,44 @@
+"""One handing-over of an event to a job, from Kafka or from a retry queue."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from campaign_jobs.events import EmailEvent, Event, PositionEvent, RewardEvent
+
+AnyEvent = TypeVar("AnyEvent", EmailEvent, PositionEvent, RewardEvent, Event, covariant=True)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where in Kafka a record is: its identity whatever its value."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Delivery(Generic[AnyEvent]):
+    event: AnyEvent
+    coordinates: Coordinates
+    attempts_spent: int
+    """Failed attempts so far; 0 when it comes from Kafka or has been redriven."""
+    first_received_at: datetime
+    """When we first had it, for patience with rows that are not there yet. Anew when it is redriven."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When this invocation must have ended."""
+
+    _at: float
+
+    @classmethod
+    def of_invocation(cls, remaining_milliseconds: Callable[[], int]) -> "Deadline":
+        return cls(time.monotonic() + remaining_milliseconds() / 1000)
+
+    def remaining_seconds(self) -> float:
+        return max(0.0, self._at - time.monotonic())
