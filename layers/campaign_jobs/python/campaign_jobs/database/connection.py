@@ -43,11 +43,13 @@ class Database:
             connection.isolation_level = isolation
             with connection.transaction():
                 yield connection
-        except psycopg.OperationalError as error:
-            if not connection.broken and not connection.closed:
-                raise
-            self.close()
-            raise DatabaseUnavailable(f"the connection to PostgreSQL was lost: {_first_line(error)}") from error
+        except psycopg.Error as error:
+            if connection.broken or connection.closed:
+                self.close()
+                raise DatabaseUnavailable(f"the connection to PostgreSQL was lost: {_first_line(error)}") from error
+            if _is_servers_own(error):
+                raise DatabaseUnavailable(f"PostgreSQL cannot serve: {_first_line(error)}") from error
+            raise
 
     def _open(self) -> Connection:
         if self._connection is not None and not (self._connection.closed or self._connection.broken):
@@ -84,6 +86,16 @@ class Database:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_servers_own(error: psycopg.Error) -> bool:
+    """Whether the trouble is the server's, not the data's, so that the same statement succeeds once it is gone.
+
+    By class of SQLSTATE: resources used up, shutting down, read-only, input/output, and a schema or a privilege that a
+    deployment has not brought yet. A cancelled statement is not among them.
+    """
+    state = error.sqlstate or ""
+    return state != "57014" and (state[:2] in ("53", "57", "58", "42", "08", "28") or state == "25006")
 
 
 def _conninfo_from_secret(arn: str) -> str:

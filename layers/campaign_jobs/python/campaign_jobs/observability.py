@@ -1,0 +1,29 @@
+"""The one place that sets up logs and metrics.
+
+Logs are JSON lines: a static message plus ids. No addresses and no payloads go in.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Final
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.metrics import Metrics, MetricUnit
+
+NAMESPACE: Final = "campaign-jobs"
+
+
+@cache
+def logger_of(service: str) -> Logger:
+    """The logger of one job type; its lines carry the service's name."""
+    return Logger(service=service, utc=True, use_rfc3339=True)
+
+
+def publish_metrics(service: str, counts: Mapping[str, float], seconds: Mapping[str, float] | None = None) -> None:
+    """Write one line of metrics in CloudWatch's embedded metric format: counts, and durations in seconds."""
+    metrics = Metrics(namespace=NAMESPACE, service=service)
+    for name, value in counts.items():
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
+    for name, value in (seconds or {}).items():
+        metrics.add_metric(name=name, unit=MetricUnit.Seconds, value=value)
+    metrics.flush_metrics()

@@ -1,0 +1,138 @@
+"""The message of retry queues and dead-letter queues: one format, so that a dead letter sent to its retry queue just works.
+
+ASCII JSON. A value that is UTF-8 text stands as it came under `value`, any other as `value_base64`; of one that is too
+large only its size and hash are kept. A dead letter is the same message plus `dead_letter`: reason, attempts, job type.
+"""
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from campaign_jobs import catalog
+from campaign_jobs.errors import CampaignJobsError
+from campaign_jobs.worker.delivery import Coordinates
+
+
+class UnreadableMessage(CampaignJobsError):
+    """A message of a retry queue is not one of ours."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """One record as an invocation has it, from Kafka or from a retry queue."""
+
+    coordinates: Coordinates
+    value: bytes | None
+    recorded_at: datetime
+    """Kafka's timestamp of the record."""
+    first_received_at: datetime
+    attempts_spent: int = 0
+    not_before: datetime | None = None
+    from_retry_queue: bool = False
+    dropped_value: dict[str, Any] | None = None
+    """Size and hash of a value that was too large to keep."""
+
+    def with_attempt(self) -> "Received":
+        return replace(self, attempts_spent=self.attempts_spent + 1)
+
+
+def from_kafka(event: dict[str, Any], *, now: datetime) -> list[Received]:
+    """The records of an event of Lambda's event-source mapping for MSK, in the order of each partition."""
+    return [
+        Received(
+            coordinates=Coordinates(record["topic"], record["partition"], record["offset"]),
+            value=None if record.get("value") is None else base64.b64decode(record["value"]),
+            recorded_at=datetime.fromtimestamp(record["timestamp"] / 1000, UTC),
+            first_received_at=now,
+        )
+        for records in event["records"].values()
+        for record in records
+    ]
+
+
+def body_of(received: Received, *, not_before: datetime | None = None, reason: str | None = None) -> dict[str, Any]:
+    """The message that hands a record on to a retry queue."""
+    body: dict[str, Any] = {
+        "topic": received.coordinates.topic,
+        "partition": received.coordinates.partition,
+        "offset": received.coordinates.offset,
+        "recorded_at": received.recorded_at.isoformat(),
+        "first_received_at": received.first_received_at.isoformat(),
+        "attempts": received.attempts_spent,
+        **_encoded_value(received),
+    }
+    if not_before is not None:
+        body["not_before"] = not_before.isoformat()
+    if reason is not None:
+        body["reason"] = reason
+    return body
+
+
+def dead_letter_of(received: Received, *, job_type: str, reason: str, now: datetime) -> dict[str, Any]:
+    """The message that keeps a record for people, with why it is there."""
+    details = {
+        "job_type": job_type,
+        "reason": reason,
+        "attempts": received.attempts_spent,
+        "at": now.isoformat(),
+    }
+    return {**body_of(received), "dead_letter": details}
+
+
+def read_body(text: str, *, now: datetime) -> Received:
+    """Read a message of a retry queue. A redriven dead letter starts anew: no attempts spent, received now.
+
+    Raises UnreadableMessage when it is not one of ours.
+    """
+    try:
+        body = json.loads(text)
+        redriven = "dead_letter" in body
+        return Received(
+            coordinates=Coordinates(str(body["topic"]), int(body["partition"]), int(body["offset"])),
+            value=_decoded_value(body),
+            recorded_at=_moment(body["recorded_at"]),
+            first_received_at=now if redriven else _moment(body["first_received_at"]),
+            attempts_spent=0 if redriven else int(body["attempts"]),
+            not_before=None if redriven or "not_before" not in body else _moment(body["not_before"]),
+            from_retry_queue=True,
+            dropped_value=body.get("value_dropped"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise UnreadableMessage(
+            f"not a message of campaign-jobs ({type(error).__name__}); allowed are the bodies of its dead letters"
+        ) from None
+
+
+def _encoded_value(received: Received) -> dict[str, Any]:
+    if received.dropped_value is not None:
+        return {"value_dropped": received.dropped_value}
+    value = received.value
+    if value is None:
+        return {"value": None}
+    if len(value) > catalog.MAX_VALUE_BYTES:
+        return {"value_dropped": {"bytes": len(value), "sha256": hashlib.sha256(value).hexdigest()}}
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode("ascii")}
+    # Escaped, a character outside ASCII takes six bytes or twelve; Base64 is shorter than mostly such text.
+    if len(value) > 2_000 and not value.isascii():
+        return {"value_base64": base64.b64encode(value).decode("ascii")}
+    return {"value": text}
+
+
+def _decoded_value(body: dict[str, Any]) -> bytes | None:
+    if "value_base64" in body:
+        return base64.b64decode(body["value_base64"], validate=True)
+    value = body.get("value")
+    return None if value is None else str(value).encode("utf-8")
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment.astimezone(UTC)

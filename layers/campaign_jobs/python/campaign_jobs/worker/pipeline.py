@@ -1,0 +1,194 @@
+"""Every invocation of an event job's function: decode, process, settle."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from campaign_jobs import events
+from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType
+from campaign_jobs.errors import BatchStopped, InvalidEvent, NotOurs
+from campaign_jobs.observability import logger_of, publish_metrics
+from campaign_jobs.settings import EventJobSettings
+from campaign_jobs.worker.delivery import Deadline, Delivery
+from campaign_jobs.worker.messages import Received, UnreadableMessage, from_kafka, read_body
+from campaign_jobs.worker.outcomes import Later, Outcome, Rejected, Retry, Skipped
+from campaign_jobs.worker.queues import Queues, SqsQueues
+from campaign_jobs.worker.settle import Settlement, Settler, spent
+
+
+class EventJob(Protocol):
+    """One job type's work on a batch."""
+
+    def process(self, deliveries: Sequence[Delivery[Any]], deadline: Deadline) -> Sequence[Outcome]:
+        """Do the work and return one outcome for each delivery, in order.
+
+        Deliveries have distinct event ids, the highest priority first. Raises BatchStopped when nothing can go on.
+        """
+        ...
+
+    def give_up(self, given_up: Sequence[tuple[Delivery[Any], str]]) -> None:
+        """Write down that these will become dead letters, each with the reason."""
+        ...
+
+
+class LambdaContext(Protocol):
+    """What is used of Lambda's context object."""
+
+    aws_request_id: str
+
+    def get_remaining_time_in_millis(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A record that is a valid event of this job type."""
+
+    received: Received
+    delivery: Delivery[Any]
+
+
+class Pipeline:
+    """Hands the events of Lambda's event-source mappings, Kafka and SQS, to a job."""
+
+    def __init__(
+        self,
+        job_type: EventJobType,
+        job: EventJob,
+        settings: EventJobSettings,
+        *,
+        queues: Queues | None = None,
+    ) -> None:
+        self._job_type = job_type
+        self._job = job
+        self._settings = settings
+        self._logger = logger_of(job_type.name)
+        self._settler = Settler(
+            job_type,
+            queues=queues or SqsQueues(),
+            dead_letter_queue_url=settings.dead_letter_queue_url(job_type),
+            first_delay=settings.retry_first_delay,
+            logger=self._logger,
+        )
+
+    def handle(self, event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
+        """Handle one invocation and return the counts of outcomes.
+
+        Raises BatchStopped when the batch must be delivered again as it is.
+        """
+        started = time.monotonic()
+        self._logger.set_correlation_id(context.aws_request_id)
+        deadline = Deadline.of_invocation(context.get_remaining_time_in_millis)
+        now = datetime.now(UTC)
+        try:
+            counts = self._handle(event, deadline, now)
+        except BatchStopped as error:
+            self._logger.error("batch stopped", extra={"reason": str(error)})
+            publish_metrics(self._job_type.name, {"batch_stopped": 1})
+            raise
+        publish_metrics(
+            self._job_type.name,
+            {**counts, "batch_size": sum(counts.values())},
+            {"duration": time.monotonic() - started},
+        )
+        return counts
+
+    def _handle(self, event: dict[str, Any], deadline: Deadline, now: datetime) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        known: dict[str, _Known] = {}
+        settlements: list[Settlement] = []
+        for received in self._receive(event, now, counts):
+            item = self._classify(received, now)
+            if item is None:
+                counts["ignored"] += 1
+            elif isinstance(item, Settlement):
+                settlements.append(item)
+            elif item.delivery.event.id in known:
+                settlements.append(self._settlement(item, Skipped("the same event is in the batch already")))
+            else:
+                known[item.delivery.event.id] = item
+        batch = sorted(known.values(), key=_priority)
+        outcomes = self._process([item.delivery for item in batch], deadline)
+        final = [
+            spent(outcome, item.received, self._job_type) for item, outcome in zip(batch, outcomes, strict=True)
+        ]
+        given_up = [
+            (item.delivery, outcome.reason)
+            for item, outcome in zip(batch, final, strict=True)
+            if isinstance(outcome, Rejected)
+        ]
+        if given_up:
+            self._job.give_up(given_up)
+        settlements += [self._settlement(item, outcome) for item, outcome in zip(batch, final, strict=True)]
+        counts.update(self._settler.settle(settlements, now=datetime.now(UTC)))
+        return counts
+
+    def _receive(self, event: dict[str, Any], now: datetime, counts: Counter[str]) -> list[Received]:
+        if "records" in event:
+            return from_kafka(event, now=now)
+        received = []
+        for message in event["Records"]:
+            try:
+                received.append(read_body(message["body"], now=now))
+            except UnreadableMessage as error:
+                self._settler.reject_unreadable(message["body"], str(error), now=now)
+                counts["dead_lettered"] += 1
+        return received
+
+    def _classify(self, received: Received, now: datetime) -> _Known | Settlement | None:
+        """A valid event of ours, a settlement at once, or None for what somebody else owns."""
+        retry_queue_url = self._settings.retry_queue_url(self._job_type.lanes[0])
+        if received.dropped_value is not None:
+            return Settlement(received, Rejected("the value was too large to keep"), retry_queue_url)
+        try:
+            decoded = events.read_object(received.value)
+            event_type: str = decoded["type"]
+            if event_type not in self._job_type.event_types:
+                # From Kafka it has another owner; in our own retry queue nobody else would see it.
+                if not received.from_retry_queue or event_type == HEARTBEAT_EVENT_TYPE:
+                    return None
+                owner = events.owner(event_type)
+                reason = f"{event_type} belongs to the job type {owner.name if owner else 'none'}: redrive it there"
+                return Settlement(received, Rejected(reason), retry_queue_url)
+            retry_queue_url = self._settings.retry_queue_url(LANE_BY_EVENT_TYPE[event_type])
+            event = events.parse(decoded, recorded_at=received.recorded_at)
+        except NotOurs as error:
+            if not received.from_retry_queue:
+                return None
+            return Settlement(received, Rejected(str(error)), retry_queue_url)
+        except InvalidEvent as error:
+            return Settlement(received, Rejected(str(error)), retry_queue_url, event_type=event_type)
+        delivery: Delivery[Any] = Delivery(
+            event, received.coordinates, received.attempts_spent, received.first_received_at
+        )
+        known = _Known(received, delivery)
+        if received.not_before is not None and received.not_before > now:
+            return self._settlement(known, Later("not its time yet", received.not_before - now))
+        return known
+
+    def _process(self, deliveries: Sequence[Delivery[Any]], deadline: Deadline) -> Sequence[Outcome]:
+        if not deliveries:
+            return []
+        try:
+            return self._job.process(deliveries, deadline)
+        except BatchStopped:
+            raise
+        except Exception as error:
+            # An error nobody foresaw must not block the partition. What a batch has done is in the database, so that
+            # its halves can be processed again, until the events that cause it stand alone and spend an attempt.
+            if len(deliveries) == 1:
+                self._logger.exception("unexpected error", extra={"event_id": deliveries[0].event.id})
+                return [Retry(f"unexpected {type(error).__name__}")]
+        middle = len(deliveries) // 2
+        return [*self._process(deliveries[:middle], deadline), *self._process(deliveries[middle:], deadline)]
+
+    def _settlement(self, item: _Known, outcome: Outcome) -> Settlement:
+        event = item.delivery.event
+        retry_queue_url = self._settings.retry_queue_url(LANE_BY_EVENT_TYPE[event.type])
+        return Settlement(item.received, outcome, retry_queue_url, event.id, event.type)
+
+
+def _priority(item: _Known) -> int:
+    return -getattr(item.delivery.event.data, "priority", 0)

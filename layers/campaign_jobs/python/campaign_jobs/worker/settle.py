@@ -1,0 +1,131 @@
+"""What happens after a job's outcomes: retry queue, dead letters, logs, counts. Nothing else sends to a queue."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from aws_lambda_powertools import Logger
+
+from campaign_jobs.catalog import EventJobType
+from campaign_jobs.worker.messages import Received, body_of, dead_letter_of
+from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
+from campaign_jobs.worker.queues import Outgoing, Queues
+
+MAX_BACKOFF: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """One record with its outcome, and what is known of its event."""
+
+    received: Received
+    outcome: Outcome
+    retry_queue_url: str
+    event_id: str | None = None
+    event_type: str | None = None
+
+
+def backoff(attempts_spent: int, first_delay: timedelta) -> timedelta:
+    """Exponential, at most an hour, with jitter over the upper half so that failures do not return all at once."""
+    full: timedelta = min(first_delay * 2 ** min(attempts_spent, 30), MAX_BACKOFF)
+    return full * random.uniform(0.5, 1)
+
+
+def spent(outcome: Outcome, received: Received, job_type: EventJobType) -> Outcome:
+    """`outcome`, but Rejected when it is a retry after the last attempt."""
+    if isinstance(outcome, Retry) and received.attempts_spent + 1 >= job_type.max_attempts:
+        return Rejected(f"{outcome.reason} (gave up after {job_type.max_attempts} attempts)")
+    return outcome
+
+
+class Settler:
+    """Settles the outcomes of one job type."""
+
+    def __init__(
+        self,
+        job_type: EventJobType,
+        *,
+        queues: Queues,
+        dead_letter_queue_url: str,
+        first_delay: timedelta,
+        logger: Logger,
+    ) -> None:
+        self._job_type = job_type
+        self._queues = queues
+        self._dead_letter_queue_url = dead_letter_queue_url
+        self._first_delay = first_delay
+        self._logger = logger
+
+    def settle(self, settlements: Sequence[Settlement], *, now: datetime) -> Mapping[str, int]:
+        """Hand on what is not finished, then log and count. Raises QueueUnavailable when a message was not kept."""
+        outgoing = [message for item in settlements if (message := self._outgoing(item, now)) is not None]
+        if outgoing:
+            self._queues.send(outgoing)
+        counts: Counter[str] = Counter()
+        for item in settlements:
+            counts[_count_name(item.outcome)] += 1
+            self._log(item)
+        return counts
+
+    def reject_unreadable(self, body: str, reason: str, *, now: datetime) -> None:
+        """Keep a message of our retry queue that nobody can read, as it came. Raises QueueUnavailable."""
+        details = {"job_type": self._job_type.name, "reason": reason, "at": now.isoformat()}
+        dead_letter = {"unreadable_body": body, "dead_letter": details}
+        self._queues.send([Outgoing(self._dead_letter_queue_url, dead_letter)])
+        self._logger.warning("unreadable message", extra={"reason": reason})
+
+    def _outgoing(self, item: Settlement, now: datetime) -> Outgoing | None:
+        received = item.received
+        match item.outcome:
+            case Done() | Skipped():
+                return None
+            case Rejected(reason):
+                # The attempt that ended in the rejection counts, but not one that never began.
+                dead = received.with_attempt() if item.event_id is not None else received
+                body = dead_letter_of(dead, job_type=self._job_type.name, reason=reason, now=now)
+                return Outgoing(self._dead_letter_queue_url, body)
+            case Retry(reason, after):
+                wait = backoff(received.attempts_spent, self._first_delay) if after is None else after
+                return self._again(item, received.with_attempt(), wait, reason, now)
+            case Later(reason, after):
+                return self._again(item, received, after, reason, now)
+
+    def _again(
+        self, item: Settlement, received: Received, wait: timedelta, reason: str, now: datetime
+    ) -> Outgoing:
+        body = body_of(received, not_before=now + wait, reason=reason)
+        # SQS delays fifteen minutes at most; a longer wait takes several hops, each looking at not_before.
+        return Outgoing(item.retry_queue_url, body, delay_seconds=max(0, math.ceil(wait.total_seconds())))
+
+    def _log(self, item: Settlement) -> None:
+        coordinates = item.received.coordinates
+        fields = {
+            "event_id": item.event_id,
+            "event_type": item.event_type,
+            "outcome": type(item.outcome).__name__.lower(),
+            "reason": getattr(item.outcome, "reason", None),
+            "attempts_spent": item.received.attempts_spent,
+            "topic": coordinates.topic,
+            "partition": coordinates.partition,
+            "offset": coordinates.offset,
+        }
+        log = self._logger.warning if isinstance(item.outcome, (Retry, Rejected)) else self._logger.info
+        log("event settled", extra={name: value for name, value in fields.items() if value is not None})
+
+
+def _count_name(outcome: Outcome) -> str:
+    match outcome:
+        case Done():
+            return "processed"
+        case Skipped():
+            return "skipped"
+        case Retry():
+            return "retried"
+        case Later():
+            return "postponed"
+        case Rejected():
+            return "dead_lettered"

@@ -1,0 +1,97 @@
+"""The owner of every record that no job type owns: a dead letter each, with a reason a person understands."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from campaign_jobs import events
+from campaign_jobs.catalog import LANE_BY_EVENT_TYPE, UNROUTABLE
+from campaign_jobs.errors import BatchStopped, NotOurs
+from campaign_jobs.observability import logger_of, publish_metrics
+from campaign_jobs.settings import UnroutableSettings
+from campaign_jobs.worker.messages import Received, UnreadableMessage, body_of, from_kafka, read_body
+from campaign_jobs.worker.outcomes import Outcome, Rejected
+from campaign_jobs.worker.pipeline import LambdaContext
+from campaign_jobs.worker.queues import Outgoing, Queues, SqsQueues
+from campaign_jobs.worker.settle import Settlement, Settler
+
+
+class Unroutable:
+    """Reads the whole topic, and leaves alone what a job type owns."""
+
+    def __init__(self, settings: UnroutableSettings, *, queues: Queues | None = None) -> None:
+        self._settings = settings
+        self._queues = queues or SqsQueues()
+        self._logger = logger_of(UNROUTABLE.name)
+        self._settler = Settler(
+            UNROUTABLE,
+            queues=self._queues,
+            dead_letter_queue_url=settings.dead_letter_queue_url(UNROUTABLE),
+            first_delay=settings.retry_first_delay,
+            logger=self._logger,
+        )
+
+    def handle(self, event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
+        """Handle one invocation and return the counts.
+
+        Raises QueueUnavailable when a dead letter was not kept, so that the batch is delivered again.
+        """
+        self._logger.set_correlation_id(context.aws_request_id)
+        now = datetime.now(UTC)
+        try:
+            work = self._from_kafka if "records" in event else self._from_retry_queue
+            counts = work(event, now)
+        except BatchStopped as error:
+            self._logger.error("batch stopped", extra={"reason": str(error)})
+            publish_metrics(UNROUTABLE.name, {"batch_stopped": 1})
+            raise
+        publish_metrics(UNROUTABLE.name, counts)
+        return counts
+
+    def _from_kafka(self, event: dict[str, Any], now: datetime) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        settlements = []
+        for received in from_kafka(event, now=now):
+            rejected = self._rejected(received)
+            if rejected is None:
+                counts["ignored"] += 1
+            else:
+                settlements.append(self._settlement(received, rejected))
+        counts.update(self._settler.settle(settlements, now=now))
+        return counts
+
+    def _from_retry_queue(self, event: dict[str, Any], now: datetime) -> Counter[str]:
+        """A redriven record that has an owner by now goes to that owner's retry queue."""
+        counts: Counter[str] = Counter()
+        for message in event["Records"]:
+            try:
+                received = read_body(message["body"], now=now)
+            except UnreadableMessage as error:
+                self._settler.reject_unreadable(message["body"], str(error), now=now)
+                counts["dead_lettered"] += 1
+                continue
+            rejected = self._rejected(received)
+            if rejected is not None:
+                counts.update(self._settler.settle([self._settlement(received, rejected)], now=now))
+                continue
+            lane = LANE_BY_EVENT_TYPE.get(events.read_object(received.value)["type"])
+            if lane is None:
+                counts["ignored"] += 1
+                continue
+            self._queues.send([Outgoing(self._settings.retry_queue_url(lane), body_of(received))])
+            self._logger.info("record handed to its owner", extra={"lane": lane.name})
+            counts["handed_on"] += 1
+        return counts
+
+    def _rejected(self, received: Received) -> Rejected | None:
+        if received.dropped_value is not None:
+            return Rejected("the value was too large to keep")
+        try:
+            events.owner(events.read_object(received.value)["type"])
+        except NotOurs as error:
+            return Rejected(str(error))
+        return None
+
+    def _settlement(self, received: Received, outcome: Outcome) -> Settlement:
+        return Settlement(received, outcome, self._settings.retry_queue_url(UNROUTABLE.lanes[0]))
