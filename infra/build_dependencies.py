@@ -1,0 +1,50 @@
+"""Builds the layer of third-party code for Lambda, on any machine, without Docker; prints the archive's path.
+
+The CDK command line runs this module when an asset with the layer's hash is not published yet.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+LOCK_FILE: Final = Path(__file__).parent.parent / "layers" / "dependencies" / "requirements.txt"
+PYTHON_VERSION: Final = "3.13"
+# Lambda's Amazon Linux 2023 has glibc 2.34. pip takes each tag literally, so older ones are named as well.
+PLATFORMS: Final = ("manylinux_2_28_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
+_LAMBDA_LIMIT_BYTES: Final = 250 * 1024 * 1024
+
+
+def build(directory: Path) -> Path:
+    """Install the locked wheels below `directory`; return a zip archive of them, laid out as a Lambda layer.
+
+    Raises CalledProcessError where a wheel is missing for the platform or does not have the locked hash, and
+    ValueError where the layer is larger than Lambda takes.
+    """
+    layer = directory / "layer"
+    platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+    ]
+    # The lock file is complete, and pip would judge its dependencies' markers by the machine it runs on.
+    command += ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--implementation", "cp"]
+    command += ["--python-version", PYTHON_VERSION, *platforms]
+    command += ["--target", str(layer / "python"), "--requirement", str(LOCK_FILE)]
+    # Standard output is kept for the archive's path.
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    size = sum(file.stat().st_size for file in layer.rglob("*") if file.is_file())
+    if size > _LAMBDA_LIMIT_BYTES:
+        raise ValueError(f"the layer has {size} bytes unzipped; Lambda takes at most {_LAMBDA_LIMIT_BYTES}")
+    return Path(shutil.make_archive(str(directory / "dependencies"), "zip", layer))
+
+
+if __name__ == "__main__":
+    print(build(Path(tempfile.mkdtemp(prefix="campaign-jobs-layer-"))))

@@ -1,0 +1,40 @@
+"""SES: the domain that mail is sent from, and how this environment sends."""
+
+from aws_cdk import Aws, RemovalPolicy
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_ses as ses
+from constructs import Construct
+
+from infra.environments import Environment
+
+
+class EmailIdentity(Construct):
+    """The identity belongs to the account, so one environment's stack holds it and the others refer to it."""
+
+    def __init__(self, scope: Construct, id: str, *, environment: Environment) -> None:
+        super().__init__(scope, id)
+        self.configuration_set = ses.ConfigurationSet(
+            self,
+            "ConfigurationSet",
+            configuration_set_name=environment.resource_name("email"),
+            tls_policy=ses.ConfigurationSetTlsPolicy.REQUIRE,
+            reputation_metrics=True,
+            suppression_reasons=ses.SuppressionReasons.BOUNCES_AND_COMPLAINTS,
+        )
+        self._prefix = f"arn:{Aws.PARTITION}:ses:{Aws.REGION}:{Aws.ACCOUNT_ID}"
+        self._domain = environment.sender_domain
+        if environment.owns_email_identity:
+            identity = ses.EmailIdentity(self, "Domain", identity=ses.Identity.domain(self._domain))
+            identity.apply_removal_policy(
+                RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
+            )
+
+    def grant_send(self, grantee: iam.IGrantable) -> None:
+        iam.Grant.add_to_principal(
+            grantee=grantee,
+            actions=["ses:SendEmail"],
+            resource_arns=[
+                f"{self._prefix}:identity/{self._domain}",
+                f"{self._prefix}:configuration-set/{self.configuration_set.configuration_set_name}",
+            ],
+        )

@@ -1,0 +1,103 @@
+"""How every function of this stack is made."""
+
+from collections.abc import Mapping
+
+from aws_cdk import Duration, RemovalPolicy
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_logs as logs
+from constructs import Construct
+
+from infra.environments import Environment
+from infra.layers import ARCHITECTURE, REPOSITORY, RUNTIME, Layers
+from infra.network import Network
+
+_NETWORK_INTERFACES = [
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSecurityGroups",
+    "ec2:DescribeSubnets",
+    "ec2:DescribeVpcs",
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:UnassignPrivateIpAddresses",
+]
+
+
+class JobFunction(lambda_.Function):
+    """The code of functions/<name> on our layers, in the private subnets, with role and security group."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,
+        *,
+        name: str,
+        description: str,
+        environment: Environment,
+        network: Network,
+        layers: Layers,
+        timeout_seconds: int,
+        memory_mb: int,
+        variables: Mapping[str, str],
+    ) -> None:
+        log_group = logs.LogGroup(
+            scope,
+            f"{id}Logs",
+            log_group_name=f"/aws/lambda/{environment.resource_name(name)}",
+            retention=getattr(logs.RetentionDays, _RETENTION[environment.log_retention_days]),
+            removal_policy=RemovalPolicy.DESTROY,
+        )
+        role = iam.Role(
+            scope,
+            f"{id}Role",
+            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+            description=description,
+        )
+        log_group.grant_write(role)
+        # These actions know no resources: Lambda uses them to put the function into its subnets.
+        role.add_to_policy(iam.PolicyStatement(actions=_NETWORK_INTERFACES, resources=["*"]))
+        security_group = ec2.SecurityGroup(
+            scope,
+            f"{id}SecurityGroup",
+            vpc=network.vpc,
+            description=f"Function {name} of campaign-jobs",
+            allow_all_outbound=False,
+        )
+        security_group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS services and webhooks")
+        super().__init__(
+            scope,
+            id,
+            function_name=environment.resource_name(name),
+            description=description,
+            runtime=RUNTIME,
+            architecture=ARCHITECTURE,
+            code=lambda_.Code.from_asset(str(REPOSITORY / "functions" / name), exclude=["**/__pycache__"]),
+            handler="handler.handler",
+            layers=[layers.campaign_jobs, layers.dependencies],
+            timeout=Duration.seconds(timeout_seconds),
+            memory_size=memory_mb,
+            environment={
+                **variables,
+                "POWERTOOLS_SERVICE_NAME": name,
+                "POWERTOOLS_METRICS_NAMESPACE": "CampaignJobs",
+            },
+            role=role,
+            log_group=log_group,
+            logging_format=lambda_.LoggingFormat.JSON,
+            vpc=network.vpc,
+            vpc_subnets=ec2.SubnetSelection(subnets=network.private_subnets.subnets),
+            security_groups=[security_group],
+        )
+
+
+_RETENTION = {
+    7: "ONE_WEEK",
+    14: "TWO_WEEKS",
+    30: "ONE_MONTH",
+    60: "TWO_MONTHS",
+    90: "THREE_MONTHS",
+    180: "SIX_MONTHS",
+    365: "ONE_YEAR",
+}

@@ -1,0 +1,184 @@
+"""The MSK cluster, its topic, and who may do what with them."""
+
+from aws_cdk import Aws, Fn, RemovalPolicies, RemovalPolicy, custom_resources
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_msk as msk
+from constructs import Construct
+
+from campaign_jobs import catalog
+from infra.environments import Environment
+from infra.network import Network
+
+IAM_PORT = 9098
+_RETENTION_HOURS = 7 * 24
+
+
+class KafkaCluster(Construct):
+    """An MSK cluster that speaks TLS and IAM only, with the one topic of all events."""
+
+    def __init__(self, scope: Construct, id: str, *, environment: Environment, network: Network) -> None:
+        super().__init__(scope, id)
+        self._security_group = self._create_security_group(network)
+        self.connections = ec2.Connections(
+            security_groups=[self._security_group], default_port=ec2.Port.tcp(IAM_PORT)
+        )
+        self.cluster = self._create_cluster(environment, network)
+        # Its retention and replicas are the brokers' defaults, because the cluster has no other topic.
+        self.topic = msk.CfnTopic(
+            self,
+            "Topic",
+            cluster_arn=self.cluster.ref,
+            topic_name=environment.kafka_job_topic,
+            partition_count=catalog.TOPIC_PARTITIONS,
+            replication_factor=environment.replication_factor,
+        )
+        RemovalPolicies.of(self).apply(
+            RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
+        )
+        # Made after the policies above, which would reach into it: it holds nothing to keep.
+        self.bootstrap_brokers = self._look_up_bootstrap_brokers(environment)
+
+    def grant_consume(self, grantee: iam.IGrantable, consumer_group: str) -> None:
+        """What Lambda's event-source mapping does in the function's name.
+
+        https://docs.aws.amazon.com/lambda/latest/dg/with-msk-permissions.html
+        """
+        cluster_arn = self.cluster.ref
+        _allow(grantee, ["kafka:DescribeClusterV2", "kafka:GetBootstrapBrokers"], cluster_arn)
+        _allow(
+            grantee,
+            [
+                "kafka-cluster:Connect",
+                "kafka-cluster:DescribeCluster",
+                "kafka-cluster:DescribeClusterDynamicConfiguration",
+            ],
+            cluster_arn,
+        )
+        _allow(grantee, ["kafka-cluster:DescribeTopic", "kafka-cluster:ReadData"], self.topic.ref)
+        _allow(
+            grantee,
+            ["kafka-cluster:DescribeGroup", "kafka-cluster:AlterGroup"],
+            self._group_arn(consumer_group),
+        )
+
+    def grant_publish(self, grantee: iam.IGrantable) -> None:
+        """What an idempotent producer needs."""
+        _allow(
+            grantee,
+            ["kafka-cluster:Connect", "kafka-cluster:DescribeCluster", "kafka-cluster:WriteDataIdempotently"],
+            self.cluster.ref,
+        )
+        _allow(grantee, ["kafka-cluster:DescribeTopic", "kafka-cluster:WriteData"], self.topic.ref)
+
+    def _group_arn(self, consumer_group: str) -> str:
+        # A cluster's ARN ends in cluster/<name>/<uuid>, a group's in group/<name>/<uuid>/<group>.
+        parts = Fn.split("/", self.cluster.ref, 3)
+        prefix = f"arn:{Aws.PARTITION}:kafka:{Aws.REGION}:{Aws.ACCOUNT_ID}:group"
+        return Fn.join("/", [prefix, parts[1], parts[2], consumer_group])
+
+    def _create_security_group(self, network: Network) -> ec2.SecurityGroup:
+        group = ec2.SecurityGroup(
+            self,
+            "SecurityGroup",
+            vpc=network.vpc,
+            description="MSK brokers, and the pollers of event-source mappings",
+            allow_all_outbound=False,
+        )
+        # Pollers take the cluster's subnets and this group; they need brokers, and over HTTPS Lambda and STS.
+        group.add_ingress_rule(group, ec2.Port.tcp(IAM_PORT), "Pollers to brokers")
+        group.add_egress_rule(group, ec2.Port.tcp(IAM_PORT), "Pollers to brokers")
+        group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "Pollers to Lambda and STS")
+        return group
+
+    def _create_cluster(self, environment: Environment, network: Network) -> msk.CfnCluster:
+        log_group = logs.LogGroup(
+            self,
+            "BrokerLogs",
+            log_group_name=f"/campaign-jobs/{environment.name}/kafka",
+            retention=logs.RetentionDays.ONE_MONTH,
+        )
+        configuration = msk.CfnConfiguration(
+            self,
+            "Configuration",
+            name=environment.resource_name("kafka"),
+            server_properties=_server_properties(environment),
+        )
+        return msk.CfnCluster(
+            self,
+            "Cluster",
+            cluster_name=environment.resource_name("kafka"),
+            kafka_version=environment.kafka_version,
+            number_of_broker_nodes=environment.kafka_brokers,
+            broker_node_group_info=msk.CfnCluster.BrokerNodeGroupInfoProperty(
+                client_subnets=network.private_subnets.subnet_ids,
+                instance_type=environment.kafka_instance_type,
+                # Changing them replaces the cluster.
+                security_groups=[self._security_group.security_group_id],
+                storage_info=msk.CfnCluster.StorageInfoProperty(
+                    ebs_storage_info=msk.CfnCluster.EBSStorageInfoProperty(
+                        volume_size=environment.kafka_volume_gib
+                    )
+                ),
+            ),
+            client_authentication=msk.CfnCluster.ClientAuthenticationProperty(
+                sasl=msk.CfnCluster.SaslProperty(iam=msk.CfnCluster.IamProperty(enabled=True)),
+                unauthenticated=msk.CfnCluster.UnauthenticatedProperty(enabled=False),
+            ),
+            encryption_info=msk.CfnCluster.EncryptionInfoProperty(
+                encryption_in_transit=msk.CfnCluster.EncryptionInTransitProperty(
+                    client_broker="TLS", in_cluster=True
+                )
+            ),
+            configuration_info=msk.CfnCluster.ConfigurationInfoProperty(
+                arn=configuration.attr_arn,
+                revision=configuration.attr_latest_revision_revision,
+            ),
+            logging_info=msk.CfnCluster.LoggingInfoProperty(
+                broker_logs=msk.CfnCluster.BrokerLogsProperty(
+                    cloud_watch_logs=msk.CfnCluster.CloudWatchLogsProperty(
+                        enabled=True, log_group=log_group.log_group_name
+                    )
+                )
+            ),
+        )
+
+    def _look_up_bootstrap_brokers(self, environment: Environment) -> str:
+        """The brokers' addresses, which CloudFormation does not return."""
+        lookup = custom_resources.AwsCustomResource(
+            self,
+            "BootstrapBrokers",
+            on_update=custom_resources.AwsSdkCall(
+                service="Kafka",
+                action="getBootstrapBrokers",
+                parameters={"ClusterArn": self.cluster.ref},
+                output_paths=["BootstrapBrokerStringSaslIam"],
+                # Looked up again when the list may have changed.
+                physical_resource_id=custom_resources.PhysicalResourceId.of(
+                    f"{environment.kafka_brokers}-brokers"
+                ),
+            ),
+            policy=custom_resources.AwsCustomResourcePolicy.from_statements(
+                [iam.PolicyStatement(actions=["kafka:GetBootstrapBrokers"], resources=[self.cluster.ref])]
+            ),
+            install_latest_aws_sdk=False,
+        )
+        return lookup.get_response_field("BootstrapBrokerStringSaslIam")
+
+
+def _server_properties(environment: Environment) -> str:
+    properties = {
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": str(environment.replication_factor),
+        "min.insync.replicas": str(environment.min_insync_replicas),
+        "unclean.leader.election.enable": "false",
+        "log.retention.hours": str(_RETENTION_HOURS),
+        # Group offsets must outlive the records, or a quiet mapping would start over after a pause.
+        "offsets.retention.minutes": str(4 * _RETENTION_HOURS * 60),
+    }
+    return "\n".join(f"{name} = {value}" for name, value in properties.items())
+
+
+def _allow(grantee: iam.IGrantable, actions: list[str], resource: str) -> None:
+    iam.Grant.add_to_principal(grantee=grantee, actions=actions, resource_arns=[resource])

@@ -1,0 +1,86 @@
+"""The whole of one environment. Wiring only: what the parts are is said in their own files."""
+
+from aws_cdk import Stack
+from constructs import Construct
+
+from campaign_jobs import catalog
+from infra.database import Database
+from infra.email_identity import EmailIdentity
+from infra.environments import Environment
+from infra.event_worker import EventWorker
+from infra.kafka_cluster import KafkaCluster
+from infra.layers import Layers
+from infra.network import Network
+from infra.scheduled_worker import ScheduledWorker
+
+
+class CampaignJobsStack(Stack):
+    def __init__(self, scope: Construct, id: str, *, environment: Environment) -> None:
+        super().__init__(
+            scope,
+            id,
+            description=f"Background jobs of waitlist and referral campaigns ({environment.name})",
+            termination_protection=environment.retain_data,
+        )
+        self.environment_settings = environment
+        self.network = Network(self, "Network", environment=environment)
+        self.layers = Layers(self, "Layers")
+        self.kafka = KafkaCluster(self, "Kafka", environment=environment, network=self.network)
+        self.database = Database(self, "Database", environment=environment, network=self.network)
+        self.email_identity = EmailIdentity(self, "EmailIdentity", environment=environment)
+
+        pool_size = {"KAFKA_WORKER_POOL_SIZE": str(environment.kafka_worker_pool_size)}
+        email = self._event_worker(catalog.EMAIL, **pool_size, **self._sending_variables())
+        position = self._event_worker(catalog.POSITION)
+        reward = self._event_worker(catalog.REWARD, **pool_size)
+        unroutable = self._event_worker(catalog.UNROUTABLE)
+        analytics = self._scheduled_worker(catalog.ANALYTICS)
+        fraud = self._scheduled_worker(catalog.FRAUD)
+        relay = self._scheduled_worker(
+            catalog.RELAY,
+            KAFKA_BROKERS=self.kafka.bootstrap_brokers,
+            KAFKA_JOB_TOPIC=environment.kafka_job_topic,
+            KAFKA_AUTH="iam",
+        )
+
+        for worker in (email, position, reward, analytics, fraud, relay):
+            self.database.grant_connect(worker.function)
+        self.email_identity.grant_send(email.function)
+        # A redriven record that has an owner by now goes to that owner's.
+        for owner in (email, position, reward):
+            unroutable.forward_to(owner)
+        self.kafka.grant_publish(relay.function)
+        self.kafka.connections.allow_default_port_from(relay.function, "Relay to brokers")
+
+    def _event_worker(self, job_type: catalog.EventJobType, **variables: str) -> EventWorker:
+        return EventWorker(
+            self,
+            job_type.name.capitalize(),
+            job_type=job_type,
+            environment=self.environment_settings,
+            network=self.network,
+            layers=self.layers,
+            kafka=self.kafka,
+            variables=variables,
+        )
+
+    def _scheduled_worker(self, job_type: catalog.ScheduledJobType, **variables: str) -> ScheduledWorker:
+        return ScheduledWorker(
+            self,
+            job_type.name.capitalize(),
+            job_type=job_type,
+            environment=self.environment_settings,
+            network=self.network,
+            layers=self.layers,
+            variables=variables,
+        )
+
+    def _sending_variables(self) -> dict[str, str]:
+        environment = self.environment_settings
+        variables = {
+            "DEFAULT_SENDER": environment.default_sender,
+            "SES_CONFIGURATION_SET": self.email_identity.configuration_set.configuration_set_name,
+        }
+        if environment.public_base_url is not None:
+            variables["DEFAULT_PUBLIC_BASE_URL"] = environment.public_base_url
+        return variables
