@@ -1,12 +1,13 @@
 """From a template and what it may say to the finished mail.
 
-The five built-in templates lie beside this module in ``templates/``, whose README.md lists the values that a template is
-given. A campaign's own templates are written by tenants and rendered by the same rules: the language is the bounded one of
-`sandbox`, every value in the HTML part is escaped, and what comes out is checked:
+The five built-in templates lie beside this module in ``templates/``, whose README.md lists the values that
+a template is given. A campaign's own templates are written by tenants and rendered by the same rules: the
+language is the bounded one of `sandbox`, every value in the HTML part is escaped, and what comes out is
+checked:
 
 - each part is at most 500,000 characters long, without control characters;
 - the subject is one line of at most 250 characters, so that it cannot add a header;
-- links in the HTML part lead to http, https, mailto or tel (images to http, https or cid), whoever supplied them.
+- links in the HTML part lead to http, https, mailto or tel, and images to http, https or cid.
 """
 
 import html
@@ -16,77 +17,37 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import jinja2
-from jinja2 import meta, nodes
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 
 from campaign_jobs.email import sandbox
+from campaign_jobs.email.samples import EMAIL_TYPES, NOTHING, check_type, minimum_context, sample_context
 from campaign_jobs.errors import TemplateError
 
-EMAIL_TYPES: Final = ("verification", "welcome", "position_update", "reward_earned", "milestone")
+__all__ = [
+    "EMAIL_TYPES",
+    "NOTHING",
+    "RenderedEmail",
+    "Template",
+    "built_in",
+    "minimum_context",
+    "render",
+    "sample_context",
+    "validate",
+]
+
 MAX_PART_CHARACTERS: Final = 500_000
 MAX_SUBJECT_CHARACTERS: Final = 250
-
-NOTHING: Final[Mapping[str, object]] = {
-    "campaign_name": "",
-    "user_first_name": "",
-    "user_email": "",
-    "verification_url": "",
-    "position": None,
-    "previous_position": None,
-    "original_position": None,
-    "referral_url": "",
-    "referral_count": 0,
-    "reward_name": "",
-    "reward_description": "",
-    "reward_data": {},
-    "milestone": None,
-    "unsubscribe_url": "",
-    "data": {},
-}
-"""Every value that a template is given, as it is where there is nothing to tell."""
-
-_MINIMUM: Final[Mapping[str, object]] = {
-    "campaign_name": "Acme",
-    "user_email": "ada@example.com",
-    "original_position": 55,
-}
-_MINIMUM_OF_TYPE: Final[Mapping[str, Mapping[str, object]]] = {
-    "verification": {"verification_url": "https://example.com/verify?token=a1b2c3"},
-    "welcome": {},
-    "position_update": {"position": 42, "previous_position": 55},
-    "reward_earned": {"reward_name": "Early access"},
-    "milestone": {"milestone": 10},
-}
-_SAMPLE: Final[Mapping[str, object]] = {
-    "campaign_name": "Lumen Notebook",
-    "user_first_name": "Ada",
-    "user_email": "ada@example.com",
-    "position": 42,
-    "original_position": 1_255,
-    "referral_url": "https://example.com/r/ada-k7x2",
-    "referral_count": 10,
-    "unsubscribe_url": "https://example.com/unsubscribe?token=a1b2c3",
-}
-_SAMPLE_OF_TYPE: Final[Mapping[str, Mapping[str, object]]] = {
-    "verification": {"position": None, "referral_count": 0, "unsubscribe_url": ""},
-    "welcome": {"position": 1_255, "referral_count": 0},
-    "position_update": {"previous_position": 55},
-    "reward_earned": {
-        "reward_name": "Three months free",
-        "reward_description": "Lumen Notebook Plus, on us. Enter the code when you create your account.",
-        "reward_data": {"code": "LUMEN-ADA-2025"},
-        "unsubscribe_url": "",
-    },
-    "milestone": {"milestone": 10},
-}
 
 # What would end a line, disturb a mail or cannot be encoded; the HTML and text parts keep tabs and newlines.
 _CONTROL_CHARACTERS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DIRECTION_OVERRIDES: Final = re.compile("[\u202a-\u202e]")
 _LINK: Final = re.compile(
-    r"""\b(href|src|action|formaction|background)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]*)""", re.IGNORECASE
+    r"""\b(href|src|action|formaction|background)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]*)""",
+    re.IGNORECASE,
 )
 _LINK_SCHEMES: Final = ("http:", "https:", "mailto:", "tel:")
 _IMAGE_SCHEMES: Final = ("http:", "https:", "cid:")
@@ -94,7 +55,7 @@ _IMAGE_SCHEMES: Final = ("http:", "https:", "cid:")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The sources of a mail; `name` is what errors call it, such as "built-in verification" or "campaign … welcome v3"."""
+    """The sources of a mail; `name` is what errors call it, such as "built-in verification"."""
 
     name: str
     subject: str
@@ -120,8 +81,8 @@ class _Problem:
 def render(template: Template, context: Mapping[str, object]) -> RenderedEmail:
     """The mail that `template` makes of `context`.
 
-    The context holds plain values: text, numbers, None, and under ``data`` and ``reward_data`` a flat mapping of them (nested
-    ones are left out). What it does not mention is empty, as in `NOTHING`.
+    The context holds plain values: text, numbers, None, and under ``data`` and ``reward_data`` a flat
+    mapping of them (nested ones are left out). What it does not mention is empty, as in `NOTHING`.
 
     Raises:
         TemplateError: the template is broken, does too much, or makes a mail that must not be sent.
@@ -142,7 +103,7 @@ def built_in(email_type: str) -> Template:
     Raises:
         TemplateError: there is no such type.
     """
-    _check_type(email_type)
+    check_type(email_type)
     return Template(
         name=f"built-in {email_type}",
         subject=_file(f"{email_type}/subject.txt"),
@@ -151,41 +112,29 @@ def built_in(email_type: str) -> Template:
     )
 
 
-def validate(template: Template, email_type: str) -> None:
+def validate(template: Template, email_type: str, data: Mapping[str, object] | None = None) -> None:
     """Find out before a template is enabled whether it will work.
 
-    It is rendered with the sample context and with the least that a mail of its type is given, and must not mention a name
-    that no mail is given. A field of ``data`` or ``reward_data`` is taken to be there, because only the service that
-    publishes the event, or the reward, knows.
+    It is rendered with the sample context and with the least that a mail of its type is given, and must not
+    mention a name that no mail is given. A field of ``data`` or ``reward_data`` is taken to be there and to
+    be text, because only the service that publishes the event, or the reward, knows; `data` gives examples
+    where that will not do.
 
     Raises:
         TemplateError: it would not work; the message names the template, the part, the line and the cause.
     """
-    for part, source in (("subject", template.subject), ("html", template.html), ("text", template.text)):
+    for part, source in (
+        ("subject", template.subject),
+        ("html", template.html),
+        ("text", template.text),
+    ):
         _check_names(template, part, source)
     for context in (sample_context(email_type), minimum_context(email_type)):
         for name in ("data", "reward_data"):
             given = context.get(name, {})
             assert isinstance(given, dict)
-            context[name] = {**_fields_used(template, name), **given}
+            context[name] = {**_fields_used(template, name), **given, **(data or {})}
         render(template, context)
-
-
-def sample_context(email_type: str) -> dict[str, object]:
-    """What a mail of this type is typically given, made up."""
-    _check_type(email_type)
-    return {**NOTHING, **_MINIMUM_OF_TYPE[email_type], **_SAMPLE, **_SAMPLE_OF_TYPE[email_type]}
-
-
-def minimum_context(email_type: str) -> dict[str, object]:
-    """The least that a mail of this type is given, made up: no first name, no link that might be missing."""
-    _check_type(email_type)
-    return {**NOTHING, **_MINIMUM, **_MINIMUM_OF_TYPE[email_type]}
-
-
-def _check_type(email_type: str) -> None:
-    if email_type not in EMAIL_TYPES:
-        raise TemplateError(f"there is no email type {email_type!r}; the types are {', '.join(EMAIL_TYPES)}")
 
 
 def _file(path: str) -> str:
@@ -216,7 +165,7 @@ def _compile(part: str, source: str) -> jinja2.Template | _Problem:
     except RecursionError:
         return _Problem("it is too deeply nested", None)
     except (SyntaxError, ValueError, OverflowError) as error:
-        # What Jinja2's parser lets through and Python's compiler does not take, a number of 5,000 digits for example.
+        # What Jinja2's parser lets through and Python does not take, a number of 5,000 digits for example.
         return _Problem(f"it cannot be compiled: {error}", None)
 
 
@@ -232,8 +181,15 @@ def _render_part(template: Template, part: str, source: str, values: Mapping[str
             pieces.append(piece)
             length += len(piece)
             if length > MAX_PART_CHARACTERS:
-                raise sandbox.SecurityError(f"it becomes longer than {MAX_PART_CHARACTERS} characters")
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+                raise SecurityError(f"it becomes longer than {MAX_PART_CHARACTERS} characters")
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+    ) as error:
         line = _line(compiled, error.__traceback__)
         raise _error(template, part, _Problem(str(error) or type(error).__name__, line)) from error
     return _CONTROL_CHARACTERS.sub("", "".join(pieces))
@@ -258,7 +214,9 @@ def _plain(name: str, value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items() if _is_plain(item)}
     if not _is_plain(value):
-        raise TypeError(f"{name} is of type {type(value).__name__}; templates are given text, numbers and flat mappings")
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}; templates are given text, numbers and flat mappings"
+        )
     return value
 
 
@@ -286,8 +244,15 @@ def _checked_links(template: Template, rendered: str) -> str:
         if bare.startswith(allowed) or (attribute == "href" and bare.startswith("#")):
             continue
         line = rendered.count("\n", 0, link.start()) + 1
-        cause = f"line {line} of what it renders: {attribute} is {target[:80]!r}, it must begin with {' or '.join(allowed)}"
-        raise _error(template, "html", _Problem(cause, _source_line(template.html, attribute, target)))
+        cause = (
+            f"{attribute} is {target[:80]!r} in line {line} of what it renders;"
+            f" it must begin with {' or '.join(allowed)}"
+        )
+        raise _error(
+            template,
+            "html",
+            _Problem(cause, _source_line(template.html, attribute, target)),
+        )
     return rendered
 
 
@@ -306,25 +271,34 @@ def _check_names(template: Template, part: str, source: str) -> None:
     if isinstance(compiled, _Problem):
         raise _error(template, part, compiled)
     tree = _environment(part).parse(source)
-    for name in sorted(meta.find_undeclared_variables(tree) - NOTHING.keys() - {"range"}):
-        line = min((node.lineno for node in tree.find_all(nodes.Name) if node.name == name), default=None)
-        cause = f"there is no value {name!r}; templates are given {', '.join(NOTHING)}"
-        raise _error(template, part, _Problem(cause, line))
+    names = list(tree.find_all(nodes.Name))
+    known = {
+        *NOTHING,
+        "range",
+        "loop",
+        *(node.name for node in names if node.ctx == "store"),
+    }
+    for node in names:
+        if node.name not in known:
+            cause = f"there is no value {node.name!r}; templates are given {', '.join(NOTHING)}"
+            raise _error(template, part, _Problem(cause, node.lineno))
 
 
 def _fields_used(template: Template, name: str) -> dict[str, object]:
     """A made-up value for each field that the template reads from the mapping `name`."""
     fields: dict[str, object] = {}
     for part, source in (("subject", template.subject), ("html", template.html), ("text", template.text)):
-        for node in _environment(part).parse(source).find_all((nodes.Getattr, nodes.Getitem)):
-            field = _field(node)
-            if isinstance(node.node, nodes.Name) and node.node.name == name and field is not None:
+        tree = _environment(part).parse(source)
+        used: list[tuple[nodes.Node, object]] = [
+            (node.node, node.attr) for node in tree.find_all(nodes.Getattr)
+        ]
+        used += [
+            (node.node, node.arg.value)
+            for node in tree.find_all(nodes.Getitem)
+            if isinstance(node.arg, nodes.Const)
+        ]
+        for owner, field in used:
+            if isinstance(owner, nodes.Name) and owner.name == name:
                 # A link, so that it may stand where a link must.
-                fields[field] = f"https://example.com/{field}"
+                fields[str(field)] = f"https://example.com/{field}"
     return fields
-
-
-def _field(node: Any) -> str | None:
-    if isinstance(node, nodes.Getattr):
-        return node.attr
-    return node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None

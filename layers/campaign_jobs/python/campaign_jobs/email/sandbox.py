@@ -1,20 +1,22 @@
 """The small language that email templates are written in: a bounded part of Jinja2.
 
-Templates come from tenants, and Jinja2's own sandbox only keeps them from Python's internals; it leaves open how much
-they compute. So this one allows a list instead of refusing one: a template that uses anything else does not compile.
+Templates come from tenants, and Jinja2's own sandbox only keeps them from Python's internals; it leaves
+open how much they compute. So this one allows by a list: a template that uses anything else does not
+compile.
 
-Allowed: printing, ``if``, ``for`` (not recursive, five deep), ``set`` of an expression, comparisons, arithmetic without
-``**``, ``~``, the filters and tests below, ``range`` up to 1,000, and ``extends`` of the shared layout with its blocks.
-Not allowed: any other call (so no methods, no macros), imports, block assignments, and switching autoescape off.
-A dot or a subscript reads a key of a mapping and nothing else, never an attribute of a Python object.
+Allowed: printing, ``if``, ``for`` (not recursive, five deep), ``set`` of an expression, comparisons,
+arithmetic without ``**``, ``~``, the filters of `filters` and the tests below, ``range`` up to 1,000, and
+``extends`` of the shared layout with its blocks. Not allowed: any other call (so no methods, no macros),
+imports, block assignments, and switching autoescape off. A dot or a subscript reads a key of a mapping or a
+part of a text and nothing else, never an attribute of a Python object.
 
-Bounded for one rendering: steps (each turn of a loop costs the nodes in its body; operators and filters cost by the length
-of what they build), the length of a string built by an expression, the size of integers, and, while compiling, the
-source's length, its nodes and their depth. Not bounded is time as such: a step may compare two strings that are as long as
-the context's, so the worst template found takes a few seconds of one core, and memory stays in the tens of megabytes.
+Bounded for one rendering: steps (each turn of a loop costs the nodes in its body; operators and filters
+cost by the length of what they build), the length of a text built by an expression, the size of integers;
+and before that the source's length, its nodes and their depth. Not bounded is time as such: a step may
+compare two texts as long as those of the context, which the event's own limit bounds.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from jinja2 import BaseLoader, StrictUndefined, TemplateSyntaxError, nodes, pass_context
@@ -23,18 +25,19 @@ from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from campaign_jobs.email.filters import EMPTY, FILTERS, as_text, is_number, printable, reserve, type_name
+
 MAX_SOURCE_CHARACTERS: Final = 100_000
 MAX_NODES: Final = 10_000
 MAX_DEPTH: Final = 50
 MAX_LOOPS_DEEP: Final = 5
 MAX_RANGE: Final = 1_000
 MAX_STEPS: Final = 50_000
-MAX_BUILT_CHARACTERS: Final = 50_000
 MAX_INTEGER: Final = 2**63
 CHARACTERS_PER_STEP: Final = 100
 
 STEPS_NAME: Final = "_steps"
-"""Where the context carries what is left of the steps. Templates cannot name it: names with an underscore are refused."""
+"""Where the context carries what is left of the steps. Templates cannot name it: see `_problem`."""
 
 _NODES: Final = (
     nodes.Template,
@@ -73,10 +76,12 @@ _NODES: Final = (
     nodes.Block,
 )
 _TESTS: Final = frozenset(
-    "boolean defined divisibleby eq even float ge gt in integer le lt mapping ne none number odd sequence string undefined"
-    .split()
+    ("boolean", "defined", "divisibleby", "eq", "even", "float", "ge", "gt", "in", "integer", "le", "lt")
+    + ("mapping", "ne", "none", "number", "odd", "sequence", "string", "undefined")
 )
-_LOOP_VALUES: Final = frozenset("depth first index index0 last length nextitem previtem revindex revindex0".split())
+_LOOP_VALUES: Final = frozenset(
+    ("depth", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0")
+)
 
 
 class Steps:
@@ -101,20 +106,23 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             autoescape=autoescape,
             loader=loader,
             undefined=StrictUndefined,
-            finalize=_printable,
+            finalize=printable,
             optimized=False,
             trim_blocks=True,
             lstrip_blocks=True,
         )
         self.layout = layout
         self.globals = {"range": _limited_range}
-        self.filters = {name: _counted(function) for name, function in _FILTERS.items()}
+        self.filters = {name: _counted(function) for name, function in FILTERS.items()}
         self.filters |= {"default": _default, "_turns": _turns, "_concat": _concat}
         self.tests = {name: test for name, test in self.tests.items() if name in _TESTS}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > MAX_SOURCE_CHARACTERS:
-            raise TemplateSyntaxError(f"it is {len(source)} characters long, at most {MAX_SOURCE_CHARACTERS} are allowed", 1)
+            raise TemplateSyntaxError(
+                f"it is {len(source)} characters long, at most {MAX_SOURCE_CHARACTERS} are allowed",
+                1,
+            )
         tree = super()._parse(source, name, filename)
         _check(tree, self)
         _Metered().visit(tree)
@@ -133,12 +141,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return obj[argument]
             except (LookupError, TypeError):
                 pass
-        return self.undefined(f"there is no {argument!r} in a value of type {_type_name(obj)}", obj=obj, name=str(argument))
+        return self.undefined(
+            f"there is no {argument!r} in a value of type {type_name(obj)}",
+            obj=obj,
+            name=str(argument),
+        )
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         both_text = isinstance(left, str) and isinstance(right, str)
-        if not (operator == "+" and both_text) and not (_is_number(left) and _is_number(right)):
-            raise SecurityError(f"{_type_name(left)} {operator} {_type_name(right)} is not allowed")
+        if not (operator == "+" and both_text) and not (is_number(left) and is_number(right)):
+            raise SecurityError(f"{type_name(left)} {operator} {type_name(right)} is not allowed")
         return _built(context, super().call_binop(context, operator, left, right))
 
 
@@ -154,7 +166,10 @@ def _check(tree: nodes.Template, environment: TemplateEnvironment) -> None:
         seen += 1
         loops += isinstance(node, nodes.For)
         if not isinstance(node, _NODES):
-            raise TemplateSyntaxError(f"{type(node).__name__} is not available in email templates", node.lineno)
+            raise TemplateSyntaxError(
+                f"{type(node).__name__} is not available in email templates",
+                node.lineno,
+            )
         if seen > MAX_NODES or depth > MAX_DEPTH or loops > MAX_LOOPS_DEEP:
             raise TemplateSyntaxError(
                 f"it is too large or too deeply nested: at most {MAX_NODES} parts, {MAX_DEPTH} deep, and"
@@ -211,9 +226,9 @@ class _Metered(NodeTransformer):
         return _filter(node.nodes[0], "_concat", node.nodes[1:])
 
 
-def _filter(node: nodes.Expr, name: str, arguments: list[nodes.Expr]) -> nodes.Filter:
+def _filter(node: Any, name: str, arguments: list[nodes.Expr]) -> nodes.Filter:
     made = nodes.Filter(node, name, arguments, [], None, None, lineno=node.lineno)
-    return made.set_environment(node.environment)  # type: ignore[arg-type, return-value]
+    return made.set_environment(node.environment)  # type: ignore[return-value]
 
 
 @pass_context
@@ -221,7 +236,7 @@ def _turns(context: Context, values: Any, weight: int) -> Iterator[Any]:
     if isinstance(values, Undefined):
         values._fail_with_undefined_error()
     if not isinstance(values, (Mapping, range, tuple, list)):
-        raise SecurityError(f"a loop cannot go over a value of type {_type_name(values)}")
+        raise SecurityError(f"a loop cannot go over a value of type {type_name(values)}")
     for value in values:
         _steps(context).spend(weight)
         yield value
@@ -229,14 +244,14 @@ def _turns(context: Context, values: Any, weight: int) -> Iterator[Any]:
 
 @pass_context
 def _concat(context: Context, *values: Any) -> Any:
-    texts = [_text(value) for value in values]
-    _reserve(sum(map(len, texts)))
+    texts = [as_text(value) for value in values]
+    reserve(sum(map(len, texts)))
     return _built(context, "".join(texts))
 
 
 @pass_context
 def _default(context: Context, value: Any, default: Any = "", boolean: bool = False) -> Any:
-    """The one filter that may be given an undefined value. Prefer ``default(x, true)``, which replaces empty values too."""
+    """The one filter that takes an undefined value; ``default(x, true)`` replaces empty and zero as well."""
     missing = isinstance(value, Undefined) or value is None or (boolean and not value)
     return default if missing else value
 
@@ -249,8 +264,10 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
         for value in (*values, *named.values()):
             if isinstance(value, Undefined):
                 value._fail_with_undefined_error()
+            if value is None:
+                raise SecurityError(EMPTY)
             if isinstance(value, str):
-                _reserve(len(value))
+                reserve(len(value))
         return _built(context, function(*values, **named))
 
     return counted
@@ -259,16 +276,11 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
 def _built(context: Context, value: Any) -> Any:
     length = len(value) if isinstance(value, (str, tuple, list)) else 0
     if isinstance(value, str):
-        _reserve(length)
+        reserve(length)
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise SecurityError("a number is too large")
     _steps(context).spend(1 + length // CHARACTERS_PER_STEP)
     return value
-
-
-def _reserve(characters: int) -> None:
-    if characters > MAX_BUILT_CHARACTERS:
-        raise SecurityError(f"an expression builds more than {MAX_BUILT_CHARACTERS} characters")
 
 
 def _steps(context: Context) -> Steps:
@@ -282,99 +294,3 @@ def _limited_range(*bounds: int) -> range:
     if len(made) > MAX_RANGE:
         raise SecurityError(f"range gives {len(made)} numbers, at most {MAX_RANGE} are allowed")
     return made
-
-
-def _printable(value: Any) -> Any:
-    if value is None:
-        raise SecurityError("a value that is empty here would be printed; test it with {% if … %} or give it a default")
-    if not isinstance(value, (str, int, float, Undefined)):
-        raise SecurityError(f"a value of type {_type_name(value)} cannot be printed")
-    return value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Undefined):
-        value._fail_with_undefined_error()
-    return str(_printable(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
-
-
-def _type_name(value: Any) -> str:
-    if isinstance(value, Undefined):
-        value._fail_with_undefined_error()
-    if isinstance(value, str):
-        return "text"
-    if _is_number(value):
-        return "number"
-    if isinstance(value, Mapping):
-        return "mapping"
-    return "nothing" if value is None else type(value).__name__
-
-
-def _number(value: float) -> str:
-    """12345 as 12,345."""
-    return f"{value:,}"
-
-
-def _join(values: Iterable[Any], separator: str = "") -> str:
-    texts = [_text(value) for value in _several(values)]
-    _reserve(sum(map(len, texts)) + len(separator) * len(texts))
-    return separator.join(texts)
-
-
-def _replace(text: str, old: str, new: str) -> str:
-    if not old:
-        raise SecurityError("replace needs a text to look for")
-    _reserve(len(text) + text.count(old) * len(new))
-    return text.replace(old, new)
-
-
-def _truncate(text: str, length: int = 255) -> str:
-    return text if len(text) <= length else text[: max(0, length - 1)].rstrip() + "…"
-
-
-def _round(value: float, digits: int = 0) -> float:
-    if not 0 <= digits <= 10:
-        raise SecurityError("round takes 0 to 10 digits")
-    return round(value, digits)
-
-
-def _items(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    if not isinstance(values, Mapping):
-        raise SecurityError(f"items needs a mapping, not a value of type {_type_name(values)}")
-    return list(values.items())
-
-
-def _several(values: Any) -> Any:
-    if not isinstance(values, (str, Mapping, range, tuple, list)):
-        raise SecurityError(f"a value of type {_type_name(values)} has no parts")
-    return values
-
-
-def _url_encode(text: str | int | float) -> str:
-    from urllib.parse import quote  # here, because few templates need it
-
-    return quote(_text(text), safe="")
-
-
-_FILTERS: Final[dict[str, Callable[..., Any]]] = {
-    "abs": abs,
-    "capitalize": lambda text: _text(text).capitalize(),
-    "int": lambda value: int(value),
-    "items": _items,
-    "join": _join,
-    "length": lambda values: len(_several(values)),
-    "lower": lambda text: _text(text).lower(),
-    "number": _number,
-    "replace": lambda text, old, new: _replace(_text(text), _text(old), _text(new)),
-    "round": _round,
-    "string": _text,
-    "title": lambda text: _text(text).title(),
-    "trim": lambda text: _text(text).strip(),
-    "truncate": lambda text, length=255: _truncate(_text(text), length),
-    "upper": lambda text: _text(text).upper(),
-    "urlencode": _url_encode,
-}
