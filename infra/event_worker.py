@@ -109,7 +109,6 @@ class EventWorker(Construct):
 
     def _map_retry_queue(self, queue: sqs.Queue) -> None:
         self.function.add_event_source(
-            event_sources.SqsEventSource(
-                queue, batch_size=1, max_concurrency=_RETRY_CONCURRENCY, report_batch_item_failures=True
-            )
+            # Alone in its batch, a message stays when the function fails and goes when it succeeds.
+            event_sources.SqsEventSource(queue, batch_size=1, max_concurrency=_RETRY_CONCURRENCY)
         )

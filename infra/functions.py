@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from aws_cdk import Duration, RemovalPolicy
+from aws_cdk import Duration
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from infra.environments import Environment
 from infra.layers import ARCHITECTURE, REPOSITORY, RUNTIME, Layers
+from infra.log_groups import create_log_group
 from infra.network import Network
 
 _NETWORK_INTERFACES = [
@@ -42,12 +42,11 @@ class JobFunction(lambda_.Function):
         memory_mb: int,
         variables: Mapping[str, str],
     ) -> None:
-        log_group = logs.LogGroup(
+        log_group = create_log_group(
             scope,
             f"{id}Logs",
-            log_group_name=f"/aws/lambda/{environment.resource_name(name)}",
-            retention=getattr(logs.RetentionDays, _RETENTION[environment.log_retention_days]),
-            removal_policy=RemovalPolicy.DESTROY,
+            name=f"/aws/lambda/{environment.resource_name(name)}",
+            environment=environment,
         )
         role = iam.Role(
             scope,
@@ -73,16 +72,14 @@ class JobFunction(lambda_.Function):
             description=description,
             runtime=RUNTIME,
             architecture=ARCHITECTURE,
-            code=lambda_.Code.from_asset(str(REPOSITORY / "functions" / name), exclude=["**/__pycache__"]),
+            code=lambda_.Code.from_asset(
+                str(REPOSITORY / "functions" / name), exclude=["**/__pycache__", "**/*.pyc"]
+            ),
             handler="handler.handler",
             layers=[layers.campaign_jobs, layers.dependencies],
             timeout=Duration.seconds(timeout_seconds),
             memory_size=memory_mb,
-            environment={
-                **variables,
-                "POWERTOOLS_SERVICE_NAME": name,
-                "POWERTOOLS_METRICS_NAMESPACE": "CampaignJobs",
-            },
+            environment=dict(variables),
             role=role,
             log_group=log_group,
             logging_format=lambda_.LoggingFormat.JSON,
@@ -90,14 +87,3 @@ class JobFunction(lambda_.Function):
             vpc_subnets=ec2.SubnetSelection(subnets=network.private_subnets.subnets),
             security_groups=[security_group],
         )
-
-
-_RETENTION = {
-    7: "ONE_WEEK",
-    14: "TWO_WEEKS",
-    30: "ONE_MONTH",
-    60: "TWO_MONTHS",
-    90: "THREE_MONTHS",
-    180: "SIX_MONTHS",
-    365: "ONE_YEAR",
-}

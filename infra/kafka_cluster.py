@@ -3,12 +3,12 @@
 from aws_cdk import Aws, Fn, RemovalPolicies, RemovalPolicy, custom_resources
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_logs as logs
 from aws_cdk import aws_msk as msk
 from constructs import Construct
 
 from campaign_jobs import catalog
 from infra.environments import Environment
+from infra.log_groups import create_log_group
 from infra.network import Network
 
 IAM_PORT = 9098
@@ -93,11 +93,11 @@ class KafkaCluster(Construct):
         return group
 
     def _create_cluster(self, environment: Environment, network: Network) -> msk.CfnCluster:
-        log_group = logs.LogGroup(
+        log_group = create_log_group(
             self,
             "BrokerLogs",
-            log_group_name=f"/campaign-jobs/{environment.name}/kafka",
-            retention=logs.RetentionDays.ONE_MONTH,
+            name=f"/campaign-jobs/{environment.name}/kafka",
+            environment=environment,
         )
         configuration = msk.CfnConfiguration(
             self,
@@ -163,6 +163,12 @@ class KafkaCluster(Construct):
                 [iam.PolicyStatement(actions=["kafka:GetBootstrapBrokers"], resources=[self.cluster.ref])]
             ),
             install_latest_aws_sdk=False,
+            log_group=create_log_group(
+                self,
+                "BootstrapBrokersLogs",
+                name=f"/aws/lambda/{environment.resource_name('bootstrap-brokers')}",
+                environment=environment,
+            ),
         )
         return lookup.get_response_field("BootstrapBrokerStringSaslIam")
 

@@ -25,8 +25,11 @@ class Layers(Construct):
             description="The package campaign_jobs",
             code=lambda_.Code.from_asset(
                 str(REPOSITORY / "layers" / "campaign_jobs"),
-                # Only python/ is for the functions; the rest is for services that install the package.
-                exclude=["*", "!python", "!python/**", "**/__pycache__", "**/*.egg-info"],
+                # Only the package is for the functions; what lies beside it is for services that install it.
+                exclude=[
+                    *("*", "!python", "python/*", "!python/campaign_jobs", "!python/campaign_jobs/**"),
+                    *("**/__pycache__", "**/*.pyc", "**/.*"),
+                ],
             ),
             compatible_runtimes=[RUNTIME],
             compatible_architectures=[ARCHITECTURE],

@@ -1,0 +1,28 @@
+"""Each environment's stack is synthesised once for the whole run, with the context that `cdk synth` takes."""
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+# jsii starts `node` as soon as aws_cdk is imported; ours is beside the interpreter, activated or not.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+from synthesis import Synthesis, synthesise
+
+from infra import environments
+
+_synthesise_once = cache(synthesise)
+
+
+@pytest.fixture(scope="session", params=[environment.name for environment in environments.ENVIRONMENTS])
+def synthesis(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Synthesis:
+    """One environment's template; a test that asks for it runs for each environment."""
+    return _synthesise_once(environments.load(request.param), tmp_path_factory.getbasetemp() / "cdk.out")
+
+
+@pytest.fixture(scope="session")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Synthesis:
+    return _synthesise_once(environments.DEV, tmp_path_factory.getbasetemp() / "cdk.out")

@@ -1,0 +1,96 @@
+"""A synthesised stack, and questions that several tests ask about its template."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aws_cdk as cdk
+
+from infra.environments import Environment
+from infra.stack import CampaignJobsStack
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+Resource = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    environment: Environment
+    template: dict[str, Any]
+    directory: Path
+    """The cloud assembly, with the assets."""
+
+    def resources(self, type_name: str) -> dict[str, Resource]:
+        """The resources of a type, by logical id."""
+        return {
+            logical_id: resource
+            for logical_id, resource in self.template["Resources"].items()
+            if resource["Type"] == type_name
+        }
+
+    def one(self, type_name: str) -> tuple[str, Resource]:
+        ((logical_id, resource),) = self.resources(type_name).items()
+        return logical_id, resource
+
+    def named(self, type_name: str, name_property: str, part: str) -> tuple[str, Resource]:
+        """The one resource of a type that carries the environment's name for `part`."""
+        wanted = self.environment.resource_name(part)
+        ((logical_id, resource),) = (
+            (logical_id, resource)
+            for logical_id, resource in self.resources(type_name).items()
+            if resource["Properties"].get(name_property) == wanted
+        )
+        return logical_id, resource
+
+    def function(self, name: str) -> tuple[str, Resource]:
+        return self.named("AWS::Lambda::Function", "FunctionName", name)
+
+    def queue(self, part: str) -> tuple[str, Resource]:
+        return self.named("AWS::SQS::Queue", "QueueName", part)
+
+    def statements(self, function_name: str) -> list[dict[str, Any]]:
+        """What a function's role allows."""
+        _, function = self.function(function_name)
+        role = function["Properties"]["Role"]["Fn::GetAtt"][0]
+        assert "ManagedPolicyArns" not in self.template["Resources"][role]["Properties"]
+        return [
+            statement
+            for policy in self.resources("AWS::IAM::Policy").values()
+            if {"Ref": role} in policy["Properties"]["Roles"]
+            for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+        ]
+
+    def granted(self, function_name: str, action: str) -> list[Any]:
+        """The resources on which a function's role allows an action."""
+        return [
+            resource
+            for statement in self.statements(function_name)
+            if action in _list(statement["Action"])
+            for resource in _list(statement["Resource"])
+        ]
+
+    def all_statements(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every statement of every role, with the logical id of its policy or role."""
+        for logical_id, policy in self.resources("AWS::IAM::Policy").items():
+            for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
+                yield logical_id, statement
+        for logical_id, role in self.resources("AWS::IAM::Role").items():
+            for policy in role["Properties"].get("Policies", []):
+                for statement in policy["PolicyDocument"]["Statement"]:
+                    yield logical_id, statement
+
+
+def synthesise(environment: Environment, directory: Path) -> Synthesis:
+    context: Mapping[str, Any] = json.loads((REPOSITORY / "cdk.json").read_text())["context"]
+    app = cdk.App(context=dict(context), outdir=str(directory / environment.name))
+    stack = CampaignJobsStack(app, f"campaign-jobs-{environment.name}", environment=environment)
+    assembly = app.synth()
+    template = assembly.get_stack_by_name(stack.stack_name).template
+    return Synthesis(environment, template, Path(assembly.directory))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

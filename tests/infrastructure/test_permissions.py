@@ -1,0 +1,152 @@
+"""Nobody may do more than its job."""
+
+from typing import Any
+
+import pytest
+from synthesis import Synthesis
+
+from campaign_jobs import catalog, settings
+
+EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYPES}
+FUNCTIONS = sorted(settings.BY_FUNCTION)
+USING_THE_DATABASE = [
+    name for name in FUNCTIONS if "DATABASE_SECRET_ARN" in settings.BY_FUNCTION[name].environment_names()
+]
+
+
+def _actions(statement: dict[str, Any]) -> list[str]:
+    actions = statement["Action"]
+    return [str(action) for action in actions] if isinstance(actions, list) else [str(actions)]
+
+
+def test_only_the_relay_may_write_to_kafka(synthesis: Synthesis) -> None:
+    topic, _ = synthesis.one("AWS::MSK::Topic")
+    writing = {"kafka-cluster:WriteData", "kafka-cluster:WriteDataIdempotently"}
+    assert [name for name in FUNCTIONS if any(synthesis.granted(name, action) for action in writing)] == [
+        "relay"
+    ]
+    assert synthesis.granted("relay", "kafka-cluster:WriteData") == [{"Ref": topic}]
+    writers = [owner for owner, statement in synthesis.all_statements() if writing & set(_actions(statement))]
+    assert len(set(writers)) == 1
+
+
+def test_the_relay_reads_nothing_from_kafka(synthesis: Synthesis) -> None:
+    for action in ("kafka-cluster:ReadData", "kafka-cluster:AlterGroup"):
+        assert synthesis.granted("relay", action) == []
+
+
+@pytest.mark.parametrize("job_type", EVENT_JOB_TYPES.values(), ids=EVENT_JOB_TYPES)
+def test_mappings_may_read_the_topic_in_their_own_groups(
+    synthesis: Synthesis, job_type: catalog.EventJobType
+) -> None:
+    cluster, _ = synthesis.one("AWS::MSK::Cluster")
+    topic, _ = synthesis.one("AWS::MSK::Topic")
+    for action in (
+        "kafka:DescribeClusterV2",
+        "kafka:GetBootstrapBrokers",
+        "kafka-cluster:Connect",
+        "kafka-cluster:DescribeCluster",
+    ):
+        assert synthesis.granted(job_type.name, action) == [{"Ref": cluster}]
+    for action in ("kafka-cluster:DescribeTopic", "kafka-cluster:ReadData"):
+        assert synthesis.granted(job_type.name, action) == [{"Ref": topic}]
+    for action in ("kafka-cluster:DescribeGroup", "kafka-cluster:AlterGroup"):
+        groups = synthesis.granted(job_type.name, action)
+        assert [_group_name(group, cluster) for group in groups] == [
+            f"job-workers-{lane.name}" for lane in job_type.lanes
+        ]
+
+
+def _group_name(arn: dict[str, Any], cluster: str) -> str:
+    """The last part of arn:…:group/<cluster's name>/<cluster's uuid>/<group>, after checking the others."""
+    separator, (prefix, name, uuid, group) = arn["Fn::Join"]
+    assert separator == "/"
+    assert prefix["Fn::Join"][1][-1] == ":group"
+    cluster_parts = {"Fn::Split": ["/", {"Ref": cluster}]}
+    assert name == {"Fn::Select": [1, cluster_parts]}
+    assert uuid == {"Fn::Select": [2, cluster_parts]}
+    return str(group)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_send_to_their_own_queues_only(synthesis: Synthesis, name: str) -> None:
+    if name not in EVENT_JOB_TYPES:
+        queues = [f"{name}-failed-runs"]
+    else:
+        # What has an owner by now, unroutable hands on to any of them.
+        senders = catalog.EVENT_JOB_TYPES if name == "unroutable" else (EVENT_JOB_TYPES[name],)
+        retry = [f"{lane.name}-retry" for job_type in senders for lane in job_type.lanes]
+        queues = [f"{name}-dead-letters", *retry]
+    sending_to = {queue["Fn::GetAtt"][0] for queue in synthesis.granted(name, "sqs:SendMessage")}
+    assert sending_to == {synthesis.queue(queue)[0] for queue in queues}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_take_from_their_own_retry_queues_only(synthesis: Synthesis, name: str) -> None:
+    lanes = EVENT_JOB_TYPES[name].lanes if name in EVENT_JOB_TYPES else ()
+    taking_from = {queue["Fn::GetAtt"][0] for queue in synthesis.granted(name, "sqs:ReceiveMessage")}
+    assert taking_from == {synthesis.queue(f"{lane.name}-retry")[0] for lane in lanes}
+
+
+def test_only_email_may_send_mail_and_only_from_our_domain(synthesis: Synthesis) -> None:
+    assert [name for name in FUNCTIONS if synthesis.granted(name, "ses:SendEmail")] == ["email"]
+    configuration_set, _ = synthesis.one("AWS::SES::ConfigurationSet")
+    ends = [arn["Fn::Join"][1][-2:] for arn in synthesis.granted("email", "ses:SendEmail")]
+    assert len(ends) == 2
+    assert [":configuration-set/", {"Ref": configuration_set}] in ends
+    assert any(str(end[-1]).endswith(f":identity/{synthesis.environment.sender_domain}") for end in ends)
+
+
+def test_the_secret_opens_to_those_who_read_it_from_their_settings(synthesis: Synthesis) -> None:
+    reading = [name for name in FUNCTIONS if synthesis.granted(name, "secretsmanager:GetSecretValue")]
+    assert reading == USING_THE_DATABASE
+    for name in reading:
+        (secret,) = synthesis.granted(name, "secretsmanager:GetSecretValue")
+        _, function = synthesis.function(name)
+        assert function["Properties"]["Environment"]["Variables"]["DATABASE_SECRET_ARN"] == secret
+
+
+def test_the_database_hears_the_functions_that_use_it(synthesis: Synthesis) -> None:
+    _, cluster = synthesis.one("AWS::RDS::DBCluster")
+    (group,) = cluster["Properties"]["VpcSecurityGroupIds"]
+    rules = [
+        rule["Properties"]
+        for rule in synthesis.resources("AWS::EC2::SecurityGroupIngress").values()
+        if rule["Properties"]["GroupId"] == group
+    ]
+    wanted = [
+        synthesis.function(name)[1]["Properties"]["VpcConfig"]["SecurityGroupIds"][0]
+        for name in USING_THE_DATABASE
+    ]
+    assert sorted(str(rule["SourceSecurityGroupId"]) for rule in rules) == sorted(map(str, wanted))
+    assert "SecurityGroupIngress" not in synthesis.template["Resources"][group["Fn::GetAtt"][0]]["Properties"]
+
+
+def test_no_security_group_is_open_to_the_world(synthesis: Synthesis) -> None:
+    for group in synthesis.resources("AWS::EC2::SecurityGroup").values():
+        assert "SecurityGroupIngress" not in group["Properties"]
+        for rule in group["Properties"]["SecurityGroupEgress"]:
+            # CDK's way of saying that nothing may leave is a rule that nothing can match.
+            assert rule["CidrIp"] == "255.255.255.255/32" or (rule["FromPort"], rule["ToPort"]) == (443, 443)
+
+
+def test_no_statement_names_every_action(synthesis: Synthesis) -> None:
+    for _, statement in synthesis.all_statements():
+        assert not [action for action in _actions(statement) if "*" in action]
+
+
+def test_only_network_interfaces_are_allowed_on_everything(synthesis: Synthesis) -> None:
+    """Those actions know no resources; Lambda uses them to put a function into its subnets."""
+    on_everything = {
+        action
+        for _, statement in synthesis.all_statements()
+        if "*" in str(statement["Resource"])
+        for action in _actions(statement)
+    }
+    assert {action.split(":")[0] for action in on_everything} == {"ec2"}
+    assert {action for action in on_everything if not action.startswith("ec2:Describe")} == {
+        "ec2:AssignPrivateIpAddresses",
+        "ec2:CreateNetworkInterface",
+        "ec2:DeleteNetworkInterface",
+        "ec2:UnassignPrivateIpAddresses",
+    }

@@ -1,0 +1,114 @@
+"""What holds data: encrypted, out of reach, and kept together where it matters."""
+
+import pytest
+from synthesis import Synthesis
+
+# A topic dies with its cluster, and a cluster with its network.
+KEPT_TOGETHER = [
+    "AWS::MSK::Cluster",
+    "AWS::MSK::Configuration",
+    "AWS::MSK::Topic",
+    "AWS::RDS::DBCluster",
+    "AWS::RDS::DBInstance",
+    "AWS::RDS::DBSubnetGroup",
+    "AWS::RDS::DBClusterParameterGroup",
+    "AWS::SecretsManager::Secret",
+    "AWS::EC2::VPC",
+    "AWS::EC2::Subnet",
+]
+
+
+@pytest.mark.parametrize("type_name", KEPT_TOGETHER)
+def test_data_outlives_the_stack_where_the_environment_says_so(synthesis: Synthesis, type_name: str) -> None:
+    kept = synthesis.environment.name in ("staging", "prod")
+    resources = synthesis.resources(type_name)
+    assert resources
+    for resource in resources.values():
+        if kept:
+            assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
+        else:
+            assert resource.get("DeletionPolicy", "Delete") == "Delete"
+
+
+def test_the_security_groups_of_what_is_kept_are_kept(synthesis: Synthesis) -> None:
+    _, kafka = synthesis.one("AWS::MSK::Cluster")
+    _, database = synthesis.one("AWS::RDS::DBCluster")
+    groups = [
+        *kafka["Properties"]["BrokerNodeGroupInfo"]["SecurityGroups"],
+        *database["Properties"]["VpcSecurityGroupIds"],
+    ]
+    wanted = "Retain" if synthesis.environment.retain_data else "Delete"
+    assert [
+        synthesis.template["Resources"][group["Fn::GetAtt"][0]].get("DeletionPolicy", "Delete")
+        for group in groups
+    ] == [wanted, wanted]
+
+
+def test_the_database_is_encrypted_and_speaks_tls_only(synthesis: Synthesis) -> None:
+    _, cluster = synthesis.one("AWS::RDS::DBCluster")
+    assert cluster["Properties"]["StorageEncrypted"] is True
+    assert cluster["Properties"]["DeletionProtection"] is synthesis.environment.retain_data
+    parameters, group = synthesis.one("AWS::RDS::DBClusterParameterGroup")
+    assert cluster["Properties"]["DBClusterParameterGroupName"] == {"Ref": parameters}
+    assert group["Properties"]["Parameters"] == {"rds.force_ssl": "1"}
+
+
+def test_the_database_never_pauses_and_is_never_public(synthesis: Synthesis) -> None:
+    _, cluster = synthesis.one("AWS::RDS::DBCluster")
+    assert cluster["Properties"]["ServerlessV2ScalingConfiguration"]["MinCapacity"] >= 0.5
+    instances = synthesis.resources("AWS::RDS::DBInstance").values()
+    assert len(instances) == (2 if synthesis.environment.name == "prod" else 1)
+    for instance in instances:
+        assert instance["Properties"]["DBInstanceClass"] == "db.serverless"
+        assert instance["Properties"]["PubliclyAccessible"] is False
+
+
+def test_the_password_is_made_up_by_secrets_manager(synthesis: Synthesis) -> None:
+    _, secret = synthesis.one("AWS::SecretsManager::Secret")
+    assert secret["Properties"]["GenerateSecretString"]["GenerateStringKey"] == "password"
+    _, cluster = synthesis.one("AWS::RDS::DBCluster")
+    assert "{{resolve:secretsmanager:" in str(cluster["Properties"]["MasterUserPassword"])
+
+
+def test_one_environment_s_stack_holds_the_identity_of_the_domain(synthesis: Synthesis) -> None:
+    identities = synthesis.resources("AWS::SES::EmailIdentity")
+    if synthesis.environment.name != "prod":
+        assert identities == {}
+        return
+    _, identity = synthesis.one("AWS::SES::EmailIdentity")
+    assert identity["Properties"]["EmailIdentity"] == synthesis.environment.sender_domain
+    assert identity["DeletionPolicy"] == "Retain"
+
+
+def test_mail_leaves_over_tls_through_the_environment_s_configuration_set(synthesis: Synthesis) -> None:
+    logical_id, configuration_set = synthesis.one("AWS::SES::ConfigurationSet")
+    assert configuration_set["Properties"]["Name"] == synthesis.environment.resource_name("email")
+    assert configuration_set["Properties"]["DeliveryOptions"]["TlsPolicy"] == "REQUIRE"
+    _, email = synthesis.function("email")
+    variables = email["Properties"]["Environment"]["Variables"]
+    assert variables["SES_CONFIGURATION_SET"] == {"Ref": logical_id}
+    assert variables["DEFAULT_SENDER"] == synthesis.environment.default_sender
+
+
+def test_logs_end_after_what_the_environment_allows(synthesis: Synthesis) -> None:
+    log_groups = synthesis.resources("AWS::Logs::LogGroup").values()
+    for log_group in log_groups:
+        assert log_group["Properties"]["RetentionInDays"] == synthesis.environment.log_retention_days
+    names = {log_group["Properties"]["LogGroupName"] for log_group in log_groups}
+    for function in synthesis.resources("AWS::Lambda::Function").values():
+        if "FunctionName" in function["Properties"]:
+            assert f"/aws/lambda/{function['Properties']['FunctionName']}" in names
+
+
+def test_names_carry_the_environment(synthesis: Synthesis) -> None:
+    prefix = f"campaign-jobs-{synthesis.environment.name}-"
+    for type_name, name_property in [
+        ("AWS::MSK::Cluster", "ClusterName"),
+        ("AWS::MSK::Configuration", "Name"),
+        ("AWS::RDS::DBCluster", "DBClusterIdentifier"),
+        ("AWS::SecretsManager::Secret", "Name"),
+        ("AWS::SQS::Queue", "QueueName"),
+        ("AWS::Events::Rule", "Name"),
+    ]:
+        for resource in synthesis.resources(type_name).values():
+            assert resource["Properties"][name_property].startswith(prefix)
