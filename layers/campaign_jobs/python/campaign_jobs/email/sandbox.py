@@ -75,6 +75,20 @@ _NODES: Final = (
     nodes.Extends,
     nodes.Block,
 )
+_SPELLINGS: Final = {
+    "AssignBlock": "{% set %} with {% endset %}",
+    "CallBlock": "{% call %}",
+    "Dict": "a mapping written out",
+    "FilterBlock": "{% filter %}",
+    "FromImport": "{% from %}",
+    "Import": "{% import %}",
+    "Include": "{% include %}",
+    "Macro": "{% macro %}",
+    "Pow": "**",
+    "Scope": "{% autoescape %}",
+    "With": "{% with %}",
+}
+"""What a template's author wrote, for the names that Jinja2 gives it."""
 _TESTS: Final = frozenset(
     ("boolean", "defined", "divisibleby", "eq", "even", "float", "ge", "gt", "in", "integer", "le", "lt")
     + ("mapping", "ne", "none", "number", "odd", "sequence", "string", "undefined")
@@ -159,30 +173,28 @@ def _check(tree: nodes.Template, environment: TemplateEnvironment) -> None:
 
     It walks with a stack of its own: a template must not be able to exhaust Python's.
     """
-    waiting: list[tuple[nodes.Node, int, int]] = [(tree, 0, 0)]
+    waiting: list[tuple[nodes.Node, int, int, int]] = [(tree, 1, 0, 0)]
     seen = 0
     while waiting:
-        node, depth, loops = waiting.pop()
+        node, line, depth, loops = waiting.pop()
         seen += 1
         loops += isinstance(node, nodes.For)
-        if not isinstance(node, _NODES):
-            raise TemplateSyntaxError(
-                f"{type(node).__name__} is not available in email templates",
-                node.lineno,
-            )
-        if seen > MAX_NODES or depth > MAX_DEPTH or loops > MAX_LOOPS_DEEP:
-            raise TemplateSyntaxError(
-                f"it is too large or too deeply nested: at most {MAX_NODES} parts, {MAX_DEPTH} deep, and"
-                f" {MAX_LOOPS_DEEP} loops inside one another are allowed",
-                node.lineno,
-            )
+        line = node.lineno or line  # a node that Jinja2 puts in by itself has none
         problem = _problem(node, environment)
+        if seen > MAX_NODES or depth > MAX_DEPTH or loops > MAX_LOOPS_DEEP:
+            problem = (
+                f"it is too large or too deeply nested: at most {MAX_NODES} parts, {MAX_DEPTH} deep, and"
+                f" {MAX_LOOPS_DEEP} loops inside one another are allowed"
+            )
         if problem:
-            raise TemplateSyntaxError(problem, node.lineno)
-        waiting.extend((child, depth + 1, loops) for child in node.iter_child_nodes())
+            raise TemplateSyntaxError(problem, line)
+        waiting.extend((child, line, depth + 1, loops) for child in node.iter_child_nodes())
 
 
 def _problem(node: nodes.Node, environment: TemplateEnvironment) -> str | None:
+    if not isinstance(node, _NODES):
+        name = type(node).__name__
+        return f"{_SPELLINGS.get(name, name)} is not available in email templates"
     match node:
         case nodes.Name(name=name) if name.startswith("_"):
             return f"{name!r}: names must not begin with an underscore"
