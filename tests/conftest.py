@@ -9,6 +9,7 @@ import pytest
 
 from campaign_jobs.database import migrations
 from campaign_jobs.database.connection import Connection, Database
+from local.kafka import KafkaBroker, create_topic
 from local.postgres import PostgresServer
 
 TEMPLATE_DATABASE = "campaign_jobs_template"
@@ -42,6 +43,20 @@ def connection(database_url: str) -> Iterator[Connection]:
     """A connection of the test's own, in autocommit mode, to arrange and to look."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def topic(kafka_broker: KafkaBroker) -> str:
+    """The name of a fresh topic with as many partitions as in production."""
+    name = f"test-{uuid.uuid4().hex}"
+    create_topic(kafka_broker.bootstrap_servers, name)
+    return name
 
 
 @pytest.fixture(scope="session")
