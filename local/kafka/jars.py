@@ -63,7 +63,9 @@ def read_lock(lock_file: Path = LOCK_FILE) -> list[Jar]:
         except ValueError:
             algorithm = ""
         if algorithm != "sha256":
-            raise JarError(f"{lock_file}, line {number}: {line!r} is not `group:artifact:version sha256:digest`")
+            raise JarError(
+                f"{lock_file}, line {number}: {line!r} is not `group:artifact:version sha256:digest`"
+            )
         jars.append(Jar(group, artifact, version, sha256))
     return jars
 

@@ -36,7 +36,9 @@ def create_topic(
         admin.create_topics([new], request_timeout=_TIMEOUT_SECONDS)[topic].result(_TIMEOUT_SECONDS)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise TopicError(f"topic {topic} cannot be created on {bootstrap_servers}: {error.args[0].str()}") from error
+            raise TopicError(
+                f"topic {topic} cannot be created on {bootstrap_servers}: {error.args[0].str()}"
+            ) from error
     _wait_for_leaders(admin, topic, partitions)
 
 
@@ -50,7 +52,9 @@ def _wait_for_leaders(admin: AdminClient, topic: str, partitions: int) -> None:
         # Right after its creation a topic may be unknown to the broker for a moment.
         if metadata.error is None:
             if len(metadata.partitions) != partitions:
-                raise TopicError(f"topic {topic} has {len(metadata.partitions)} partitions, but {partitions} are needed")
+                raise TopicError(
+                    f"topic {topic} has {len(metadata.partitions)} partitions, but {partitions} are needed"
+                )
             if all(partition.leader >= 0 for partition in metadata.partitions.values()):
                 return
         if time.monotonic() > deadline:

@@ -49,7 +49,8 @@ def alive(pid: int) -> bool:
     "end",
     [
         pytest.param(
-            signal.SIGKILL, marks=pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's death signal")
+            signal.SIGKILL,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's death signal"),
         ),
         signal.SIGINT,
     ],
@@ -96,7 +97,9 @@ def test_a_child_that_ends_while_starting_is_explained_by_its_log(tmp_path: Path
     script = "import sys; print('the port is taken'); sys.exit(3)"
     child = ChildProcess("server", [sys.executable, "-c", script], log_file=tmp_path / "log")
     child.start()
-    with pytest.raises(StartError, match=r"server ended while starting, with status 3(.|\n)*the port is taken"):
+    with pytest.raises(
+        StartError, match=r"server ended while starting, with status 3(.|\n)*the port is taken"
+    ):
         child.wait_until(lambda: False, timeout_seconds=30)
 
 

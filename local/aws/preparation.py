@@ -1,0 +1,73 @@
+"""What a deployed stack has and the stand-in starts without: sender identities and queues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from campaign_jobs.catalog import EVENT_JOB_TYPES
+
+if TYPE_CHECKING:
+    from mypy_boto3_sesv2 import SESV2Client
+    from mypy_boto3_sqs import SQSClient
+
+_MAXIMUM_MESSAGE_BYTES: Final = 1_048_576
+_RETENTION_SECONDS: Final = 14 * 24 * 60 * 60
+# A retry is received alone, so its function needs no more than its own time-out and a little to answer.
+_VISIBILITY_MARGIN_SECONDS: Final = 10
+
+
+@dataclass(frozen=True)
+class LocalQueue:
+    """A queue to create, with the setting that carries its URL."""
+
+    setting: str
+    name: str
+    visibility_timeout_seconds: int
+
+
+def catalog_queues(prefix: str = "campaign-jobs-local") -> list[LocalQueue]:
+    """The queues of the catalog: a retry queue for each lane, a dead-letter queue for each job type."""
+    queues = []
+    for job_type in EVENT_JOB_TYPES:
+        visibility = job_type.timeout_seconds + _VISIBILITY_MARGIN_SECONDS
+        queues += [
+            LocalQueue(lane.retry_queue_setting, f"{prefix}-{lane.name}-retry", visibility)
+            for lane in job_type.lanes
+        ]
+        queues.append(
+            LocalQueue(
+                job_type.dead_letter_queue_setting, f"{prefix}-{job_type.name}-dead-letters", visibility
+            )
+        )
+    return queues
+
+
+def prepare(
+    ses: SESV2Client,
+    sqs: SQSClient,
+    sender_identities: Sequence[str],
+    queues: Sequence[LocalQueue] | None = None,
+) -> dict[str, str]:
+    """Create the identities (domains or addresses) and the queues, and return the queues' URLs by setting.
+
+    Doing it again changes nothing.
+    """
+    for identity in sender_identities:
+        try:
+            ses.create_email_identity(EmailIdentity=identity)
+        except ses.exceptions.AlreadyExistsException:
+            pass
+    urls = {}
+    for queue in catalog_queues() if queues is None else queues:
+        created = sqs.create_queue(
+            QueueName=queue.name,
+            Attributes={
+                "MaximumMessageSize": str(_MAXIMUM_MESSAGE_BYTES),
+                "MessageRetentionPeriod": str(_RETENTION_SECONDS),
+                "VisibilityTimeout": str(queue.visibility_timeout_seconds),
+            },
+        )
+        urls[queue.setting] = created["QueueUrl"]
+    return urls

@@ -1,0 +1,123 @@
+"""The server process of the stand-in: moto, with mails kept as files and SES's refusals scripted."""
+
+import io
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+from werkzeug.test import run_wsgi_app
+
+from local.aws.mails import MailDirectory
+from local.aws.queues import OneAtATime
+from local.aws.script import Answer, Script, ScriptError, ScriptLine, read_script
+from local.aws.wsgi import READY_PATH, SCRIPT_PATH, Application, Environ, StartResponse, read_body
+from local.processes import HOST
+
+_SEND_EMAIL_PATH: Final = "/v2/email/outbound-emails"
+
+# Status and error type of each refusal. Source: the SES API v2 reference, SendEmail, Errors.
+_REFUSALS: Final = {
+    Answer.THROTTLE: ("429 TOO MANY REQUESTS", "TooManyRequestsException", "Maximum sending rate exceeded."),
+    Answer.PAUSED: ("400 BAD REQUEST", "SendingPausedException", "Sending is paused for this account."),
+    Answer.REJECT: ("400 BAD REQUEST", "MessageRejected", "Email content was rejected."),
+}
+
+
+class SendEmail:
+    """WSGI middleware around moto: follows the script before SES is asked, and keeps each mail that SES accepts."""
+
+    def __init__(self, application: Application, mails: MailDirectory, script: Script) -> None:
+        self._application = application
+        self._mails = mails
+        self._script = script
+        self.closing = threading.Event()
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path == READY_PATH:
+            return _answer(start_response, "200 OK", {})
+        if path == SCRIPT_PATH:
+            return self._replace_script(environ, start_response)
+        if path == _SEND_EMAIL_PATH and environ["REQUEST_METHOD"] == "POST":
+            return self._send(environ, start_response)
+        return self._application(environ, start_response)
+
+    def _send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        body = read_body(environ)
+        request = json.loads(body)
+        recipients = [to for addresses in request.get("Destination", {}).values() for to in addresses]
+        line = self._script.next_line(recipients)
+        if line is not None and line.answer in _REFUSALS:
+            status, error, message = _REFUSALS[line.answer]
+            return _answer(start_response, status, {"message": message}, [("x-amzn-ErrorType", error)])
+        answer, status, headers = run_wsgi_app(
+            self._application, {**environ, "wsgi.input": io.BytesIO(body)}, buffered=True
+        )
+        content = b"".join(answer)
+        if status.startswith("200") and "Simple" in request["Content"]:
+            self._mails.add(request, json.loads(content)["MessageId"])
+        if line is not None and line.answer is Answer.TIMEOUT:
+            self.closing.wait(line.seconds)
+        start_response(status, headers.to_wsgi_list())
+        return [content]
+
+    def _replace_script(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            self._script.replace(read_script(read_body(environ).decode()))
+        except ScriptError as error:
+            return _answer(start_response, "400 BAD REQUEST", {"message": str(error)})
+        return _answer(start_response, "200 OK", {})
+
+
+class _QuietRequestHandler(MotoRequestHandler):
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """A line for each of a hundred thousand mails helps nobody; errors are still logged."""
+
+
+def serve(port: int, mail_directory: Path, script: Sequence[ScriptLine]) -> None:
+    """Serve on 127.0.0.1 until SIGTERM or SIGINT, then bring the index of mails up to date."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    mails = MailDirectory(mail_directory)
+    moto = DomainDispatcherApplication(create_backend_app)
+    application = SendEmail(OneAtATime(moto), mails, Script(script))
+    server = make_server(HOST, port, application, threaded=True, request_handler=_QuietRequestHandler)
+    # A client that keeps its connection open must not keep us from leaving.
+    server.daemon_threads = True  # type: ignore[attr-defined]
+    server.block_on_close = False  # type: ignore[attr-defined]
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    print(
+        f"SES and SQS answer on http://{HOST}:{port}; mails go to {mail_directory}",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        server.serve_forever()
+    finally:
+        application.closing.set()
+        server.server_close()
+        mails.close()
+
+
+def _answer(
+    start_response: StartResponse,
+    status: str,
+    content: dict[str, Any],
+    headers: Sequence[tuple[str, str]] = (),
+) -> Iterable[bytes]:
+    body = json.dumps(content).encode()
+    start_response(
+        status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
+    )
+    return [body]

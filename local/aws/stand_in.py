@@ -1,0 +1,108 @@
+"""The stand-in as a child process of whoever needs SES and SQS."""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from local.aws.script import ScriptError, ScriptLine, write_script
+from local.aws.wsgi import READY_PATH, SCRIPT_PATH
+from local.processes import HOST, ChildProcess, StartError, pick_port
+
+_START_SECONDS: Final = 60
+
+# Never through a proxy that the environment names for the rest of the world.
+_direct: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class AwsStandIn:
+    """SES and SQS on 127.0.0.1, for boto3 clients with `endpoint_url` and any credentials.
+
+    What SES accepts lies in `mail_directory`. Queues and identities live in memory: they end with the process.
+    """
+
+    def __init__(
+        self,
+        mail_directory: Path,
+        *,
+        preferred_port: int | None = None,
+        log_file: Path | None = None,
+        script: Sequence[ScriptLine] = (),
+    ) -> None:
+        """`log_file` is aws.log beside the mail directory unless given."""
+        self.mail_directory = mail_directory.absolute()
+        self.log_file = log_file or self.mail_directory.parent / "aws.log"
+        self._preferred_port = preferred_port
+        self._script = list(script)
+        self._port: int | None = None
+        self._process: ChildProcess | None = None
+
+    @property
+    def endpoint_url(self) -> str:
+        if self._port is None:
+            raise StartError("the SES and SQS stand-in has not been started, so it has no address yet")
+        return f"http://{HOST}:{self._port}"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.running
+
+    def start(self) -> None:
+        """Start, and return when it answers. Raises StartError. A later start takes the same port."""
+        if self.running:
+            raise StartError(f"the SES and SQS stand-in is running already, on {self.endpoint_url}")
+        if self._port is None:
+            self._port = pick_port(self._preferred_port)
+        self._process = ChildProcess(
+            "the SES and SQS stand-in",
+            [sys.executable, "-m", "local.aws", "--port", str(self._port), "--mail-dir", self.mail_directory],
+            log_file=self.log_file,
+            # The child imports the same modules, wherever we found them.
+            environment={"PYTHONPATH": _python_path()},
+        )
+        self._process.start()
+        self._process.wait_until(self._answers, timeout_seconds=_START_SECONDS)
+        if self._script:
+            self.play(self._script)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def play(self, script: Sequence[ScriptLine]) -> None:
+        """Replace the script that SES follows; an empty one makes it accept again. Raises ScriptError."""
+        request = urllib.request.Request(
+            self.endpoint_url + SCRIPT_PATH, data=write_script(script).encode(), method="PUT"
+        )
+        try:
+            _direct.open(request, timeout=10).close()
+        except urllib.error.HTTPError as error:
+            raise ScriptError(error.read().decode()) from error
+
+    def _answers(self) -> bool:
+        try:
+            _direct.open(self.endpoint_url + READY_PATH, timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _python_path() -> str:
+    return os.pathsep.join(path for path in sys.path if path)
