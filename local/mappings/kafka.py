@@ -117,7 +117,7 @@ class KafkaMapping:
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         try:
             places = [TopicPartition(self._topic, partition) for partition in assigned]
-            answers = self._admin.list_offsets(dict.fromkeys(places, latest), request_timeout=5)
+            answers = self._admin.list_offsets(dict.fromkeys(places, latest), request_timeout=2)
             ends = {place.partition: answer.result().offset for place, answer in answers.items()}
         except KafkaException:
             return False  # Without the broker nobody knows.
@@ -177,8 +177,8 @@ class KafkaMapping:
             "fetch.wait.max.ms": 100,
             "queued.max.messages.kbytes": 16_384,
             "error_cb": self._on_error,
-            "logger": log,
-            "log_level": 3,
+            # `error_cb` hears of what matters, and librdkafka would repeat it twenty times a second.
+            "log_level": 0,
         }
 
     def _collect(self, consumer: Consumer) -> None:
@@ -313,7 +313,8 @@ class KafkaMapping:
                     known.pop(partition, None)
 
     def _on_error(self, error: KafkaError) -> None:
-        log.info("%s: %s", self.consumer_group, error.str())
+        level = logging.WARNING if error.code() == KafkaError._ALL_BROKERS_DOWN else logging.DEBUG
+        log.log(level, "%s: %s", self.consumer_group, error.str())
 
 
 def _number(value: int | None) -> int:

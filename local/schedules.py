@@ -1,0 +1,124 @@
+"""Stand-in for EventBridge rules with a rate: it sends a function the scheduled event, tick by tick.
+
+Shape: Amazon EventBridge User Guide, "Scheduled events". EventBridge invokes asynchronously, so a tick does not wait for
+the one before it; it sends no retries here, because every schedule's next run makes up for a failed one.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+from local.functions import FunctionFailed
+from local.mappings import LOCAL_ACCOUNT, LOCAL_REGION, Invocable
+
+MAX_RUNNING: Final = 2
+"""Runs of one rule side by side: a run and its successor, as the relay's hand-over needs. A further tick is missed."""
+
+log = logging.getLogger(__name__)
+
+
+class Schedule:
+    """One rule: invokes `function` once every `interval`, the first time one interval after `start`."""
+
+    def __init__(self, rule_name: str, interval: timedelta, function: Invocable) -> None:
+        if interval <= timedelta():
+            raise ValueError(f"interval={interval}; allowed is a positive one")
+        self.rule_name = rule_name
+        self.interval = interval
+        self._function = function
+        self._stopping = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name=f"rule {rule_name}", daemon=True)
+        self._lock = threading.Lock()
+        self._running: set[threading.Thread] = set()
+        self.runs = 0
+        """Runs that have ended, failed ones included."""
+        self.failed_runs = 0
+        self.missed_ticks = 0
+        self.last_result: Any = None
+
+    def start(self) -> None:
+        self._ticker.start()
+
+    def fire(self) -> Any:
+        """Invoke now, besides the ticks, and return the function's result. Raises FunctionFailed."""
+        try:
+            result = self._function.invoke(self.event())
+        except FunctionFailed as error:
+            with self._lock:
+                self.runs += 1
+                self.failed_runs += 1
+            log.warning("%s: the run failed, the next one makes up for it: %s", self.rule_name, error)
+            raise
+        with self._lock:
+            self.runs += 1
+            self.last_result = result
+        log.info("%s: done", self.rule_name)
+        return result
+
+    def stop(self, timeout_seconds: float | None = None) -> bool:
+        """Tick no more, and wait for the runs under way: for good, or this long. Whether all have ended."""
+        self._stopping.set()
+        if self._ticker.ident is not None:
+            self._ticker.join()
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        with self._lock:
+            running = list(self._running)
+        for run in running:
+            run.join(None if deadline is None else max(deadline - time.monotonic(), 0))
+        return not any(run.is_alive() for run in running)
+
+    def event(self) -> dict[str, Any]:
+        """The event that EventBridge would send now."""
+        return {
+            "version": "0",
+            "id": str(uuid.uuid4()),
+            "detail-type": "Scheduled Event",
+            "source": "aws.events",
+            "account": LOCAL_ACCOUNT,
+            "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "region": LOCAL_REGION,
+            "resources": [f"arn:aws:events:{LOCAL_REGION}:{LOCAL_ACCOUNT}:rule/{self.rule_name}"],
+            "detail": {},
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _tick(self) -> None:
+        seconds = self.interval.total_seconds()
+        # Counted from the start, so that the ticks do not drift.
+        due = time.monotonic() + seconds
+        while not self._stopping.wait(max(due - time.monotonic(), 0)):
+            self._run_aside()
+            due = max(due + seconds, time.monotonic())
+
+    def _run_aside(self) -> None:
+        with self._lock:
+            if len(self._running) >= MAX_RUNNING:
+                self.missed_ticks += 1
+                log.warning(
+                    "%s: %d runs are still under way, so this tick is missed", self.rule_name, MAX_RUNNING
+                )
+                return
+            run = threading.Thread(target=self._run, name=f"run of {self.rule_name}", daemon=True)
+            self._running.add(run)
+        run.start()
+
+    def _run(self) -> None:
+        try:
+            self.fire()
+        except FunctionFailed:
+            pass  # Counted and logged; nobody waits for a tick's result.
+        finally:
+            with self._lock:
+                self._running.discard(threading.current_thread())
