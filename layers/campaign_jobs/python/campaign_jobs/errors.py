@@ -1,5 +1,11 @@
 """The errors of this package: one small tree, so that a caller can catch as widely as it wants to."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from campaign_jobs.events import Event
+
 
 class CampaignJobsError(Exception):
     """Something went wrong in campaign-jobs."""
@@ -46,4 +52,34 @@ class UnsafeTarget(CampaignJobsError):
 
 
 class PublishError(CampaignJobsError):
-    """An event was not acknowledged by Kafka; the message says what to do."""
+    """Kafka has not acknowledged everything; the message says what to do.
+
+    `unacknowledged` holds the positions, in what was given, of those that were not acknowledged; all others were.
+    `events` holds the same as events, where events or payloads were given: handed to `enqueue_many` they are sent again
+    under the ids that they have, so that one that had arrived after all is done only once.
+    """
+
+    def __init__(self, message: str, unacknowledged: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.unacknowledged = tuple(unacknowledged)
+        self.events: tuple[Event, ...] = ()
+
+
+class BrokersUnreachable(PublishError):
+    """No broker answers, or none acknowledged in time."""
+
+
+class UnknownTopic(PublishError):
+    """The topic does not exist."""
+
+
+class NotAuthorized(PublishError):
+    """The brokers refuse who we are, or what we may do."""
+
+
+class ValueTooLarge(PublishError):
+    """A value is longer than the contract, or the topic, allows."""
+
+
+class ProducerClosed(PublishError):
+    """The producer was closed before."""

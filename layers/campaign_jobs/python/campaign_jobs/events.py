@@ -8,7 +8,7 @@ import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import (
     AfterValidator,
@@ -82,7 +82,8 @@ TemplateKey = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # A payload may hold what a person wrote, so the errors of its construction do not repeat it.
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +185,39 @@ Event = EmailEvent | PositionEvent | RewardEvent
 EVENT_ADAPTER: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
+def new_event(
+    payload: Payload,
+    *,
+    event_id: str | None = None,
+    account_id: str | None = None,
+    timestamp: datetime | None = None,
+) -> Event:
+    """The event that asks for a job: a payload in its envelope.
+
+    `event_id` is the job's identity for ever; a random UUID unless given. `account_id` is the campaign's id where the
+    payload names a campaign, as existing producers send it, unless given. `timestamp` is now unless given. Raises
+    InvalidEvent where the result would not follow the contract.
+    """
+    campaign_id = None if isinstance(payload, RewardDeliveryJobPayload) else str(payload.campaign_id)
+    if isinstance(payload, EmailJobPayload):
+        event_type = f"{EMAIL_EVENT_PREFIX}{payload.type}"
+    elif isinstance(payload, PositionRecalcJobPayload):
+        event_type = "job.position.recalculate"
+    else:
+        event_type = "job.reward.deliver"
+    now = datetime.now(UTC)
+    envelope = {
+        "id": str(uuid4()) if event_id is None else event_id,
+        "type": event_type,
+        "account_id": campaign_id if account_id is None else account_id,
+        "campaign_id": campaign_id,
+        # Checked again, because a copy of a payload with other values has not been.
+        "data": payload.model_dump(warnings=False),
+        "timestamp": now if timestamp is None else timestamp,
+    }
+    return parse(envelope, recorded_at=now)
+
+
 def partition_key(event: Event) -> str:
     """The key to publish an event under: user, campaign or user reward."""
     if isinstance(event, EmailEvent):
@@ -199,6 +233,11 @@ def as_json(event: Event) -> dict[str, Any]:
     if not encoded["data"].get("template_data", True):
         del encoded["data"]["template_data"]
     return encoded
+
+
+def as_value(event: Event) -> bytes:
+    """The event as the value of a Kafka record: UTF-8 JSON."""
+    return json.dumps(as_json(event), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def read_object(value: bytes | None) -> dict[str, Any]:
