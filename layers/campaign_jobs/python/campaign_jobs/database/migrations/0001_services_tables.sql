@@ -103,7 +103,10 @@ CREATE TABLE campaign_jobs.webhook_endpoints (
     consecutive_failures integer NOT NULL DEFAULT 0 CHECK (consecutive_failures >= 0),
     created_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (campaign_id, id),
-    CHECK ((previous_secret IS NULL) = (previous_secret_until IS NULL))
+    CHECK ((previous_secret IS NULL) = (previous_secret_until IS NULL)),
+    -- A base64 text of 4n + 1 characters holds no whole number of bytes.
+    CHECK (length(rtrim(substr(secret, 7), '=')) % 4 <> 1),
+    CHECK (length(rtrim(substr(previous_secret, 7), '=')) % 4 <> 1)
 );
 
 CREATE TABLE campaign_jobs.rewards (
@@ -149,17 +152,18 @@ CREATE TABLE campaign_jobs.user_rewards (
     UNIQUE (reward_id, user_id, occurrence),
     FOREIGN KEY (campaign_id, user_id) REFERENCES campaign_jobs.waitlist_users (campaign_id, id),
     FOREIGN KEY (campaign_id, reward_id) REFERENCES campaign_jobs.rewards (campaign_id, id),
-    CHECK (status NOT IN ('delivered', 'redeemed') OR delivered_at IS NOT NULL),
+    -- A service may redeem, revoke or expire a reward while its delivery is on the way; recording then adds delivered_at.
+    CHECK (status <> 'delivered' OR delivered_at IS NOT NULL),
     CHECK ((claim_token IS NULL) = (claimed_until IS NULL)),
-    CHECK (claim_token IS NULL OR status = 'delivering'),
+    CHECK (claim_token IS NULL OR status IN ('delivering', 'redeemed', 'revoked', 'expired')),
     CHECK ((parked_event_id IS NULL) = (parked_at IS NULL)),
-    CHECK (parked_event_id IS NULL OR status = 'earned'),
+    CHECK (parked_event_id IS NULL OR status IN ('earned', 'revoked', 'expired')),
     CHECK (held_at IS NULL OR status IN ('earned', 'revoked', 'expired'))
 );
 CREATE INDEX user_rewards_by_user ON campaign_jobs.user_rewards (user_id);
 CREATE INDEX user_rewards_delivered ON campaign_jobs.user_rewards (delivered_at) WHERE delivered_at IS NOT NULL;
 CREATE INDEX user_rewards_held ON campaign_jobs.user_rewards (user_id) WHERE held_at IS NOT NULL;
-CREATE INDEX user_rewards_parked ON campaign_jobs.user_rewards (parked_at) WHERE parked_at IS NOT NULL;
+CREATE INDEX user_rewards_parked ON campaign_jobs.user_rewards (reward_id, parked_at) WHERE parked_at IS NOT NULL;
 
 -- A campaign's time zone decides where its hours begin, so it is fixed once the campaign has a user.
 CREATE FUNCTION campaign_jobs.check_campaign_timezone() RETURNS trigger LANGUAGE plpgsql AS $$

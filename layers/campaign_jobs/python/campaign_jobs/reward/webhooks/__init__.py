@@ -1,0 +1,1 @@
+"""Standard Webhooks to the endpoints of tenants, who may name any URL they like."""
