@@ -1,21 +1,25 @@
 """The SES and SQS stand-in, through the boto3 clients that the functions use."""
 
-import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import moto.sqs.models
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ReadTimeoutError
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from campaign_jobs.catalog import EVENT_JOB_TYPES
 from local.aws import Answer, AwsStandIn, ScriptError, ScriptLine, prepare
 from local.aws.mails import Mail, MailDirectory, read_mails
+from local.aws.queues import OneAtATime
 from local.aws.script import read_script
+from local.aws.wsgi import Environ, StartResponse
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
@@ -250,32 +254,46 @@ def test_a_message_takes_a_mebibyte_and_no_more(sqs: "SQSClient", queue: str) ->
     assert failure.value.response["Error"]["Code"].endswith("BatchRequestTooLong")
 
 
-def test_nothing_is_lost_or_doubled_when_senders_and_receivers_meet(sqs: "SQSClient", queue: str) -> None:
-    total, received, lock = 400, [], threading.Lock()
+class Queues:
+    """What OneAtATime stands before: it notices requests that overlap, which moto's queues do not survive."""
 
-    def send_some(start: int) -> None:
-        for first in range(start, start + 100, 10):
-            entries = [{"Id": str(number), "MessageBody": str(number)} for number in range(first, first + 10)]
-            sqs.send_message_batch(QueueUrl=queue, Entries=entries)  # type: ignore[arg-type]
+    def __init__(self) -> None:
+        self.inside = 0
+        self.overlapped = False
+        self.filled = False
 
-    def receive_some() -> None:
-        while True:
-            messages = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=2).get(
-                "Messages"
-            )
-            if not messages:
-                return
-            with lock:
-                received.extend(message["Body"] for message in messages)
-            entries = [{"Id": m["MessageId"], "ReceiptHandle": m["ReceiptHandle"]} for m in messages]
-            sqs.delete_message_batch(QueueUrl=queue, Entries=entries)  # type: ignore[arg-type]
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        self.inside += 1
+        self.overlapped |= self.inside > 1
+        time.sleep(0.02)
+        answer = b"{}"
+        if environ["HTTP_X_AMZ_TARGET"] == "AmazonSQS.SendMessage":
+            self.filled = True
+        elif self.filled:
+            answer = b'{"Messages": []}'
+        self.inside -= 1
+        start_response("200 OK", [("Content-Length", str(len(answer)))])
+        return [answer]
+
+
+def test_queue_requests_take_turns_and_a_long_poll_waits_outside_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moto.sqs.models.Queue", moto.sqs.models.Queue)  # restored, as OneAtATime replaces it
+    queues = Queues()
+    application = OneAtATime(queues)
+
+    def ask(action: str, content: dict[str, Any]) -> bytes:
+        builder = EnvironBuilder(method="POST", json=content, headers={"X-Amz-Target": f"AmazonSQS.{action}"})
+        answer, _, _ = run_wsgi_app(application, builder.get_environ())
+        return b"".join(answer)
 
     with ThreadPoolExecutor(8) as pool:
-        work = [pool.submit(send_some, start) for start in range(0, total, 100)]
-        work += [pool.submit(receive_some) for _ in range(4)]
-        for done in work:
-            done.result()
-    assert sorted(received, key=int) == [str(number) for number in range(total)]
+        polls = [pool.submit(ask, "ReceiveMessage", {"WaitTimeSeconds": 60}) for _ in range(4)]
+        looks = [pool.submit(ask, "ReceiveMessage", {}) for _ in range(3)]
+        assert [look.result() for look in looks] == [b"{}"] * 3
+        assert not any(poll.done() for poll in polls)
+        assert ask("SendMessage", {}) == b"{}"
+        assert [poll.result() for poll in polls] == [b'{"Messages": []}'] * 4
+    assert not queues.overlapped
 
 
 def test_it_comes_back_on_the_same_port(tmp_path: Path) -> None:
