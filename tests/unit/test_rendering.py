@@ -2,6 +2,7 @@
 
 import html
 import re
+import tracemalloc
 from html.parser import HTMLParser
 
 import pytest
@@ -248,6 +249,11 @@ def test_a_header_cannot_be_added():
         assert subject in ("Hello Ada Bcc: everyone@example.org", "Hello AdaBcc: everyone@example.org")
 
 
+def test_a_subject_cannot_be_turned_around():
+    context = {"user_first_name": "\u202eadA\u202d \u200fמ"}
+    assert render(template(subject="Hello {{ user_first_name }}"), context).subject == "Hello adA \u200fמ"
+
+
 def test_a_long_subject_is_shortened_and_an_empty_one_refused():
     subject = render(template(subject="{{ campaign_name }}"), {"campaign_name": "x" * 300}).subject
     assert subject == "x" * 249 + "…"
@@ -268,6 +274,8 @@ def test_a_long_subject_is_shortened_and_an_empty_one_refused():
         "java\nscript:alert(1)",
         "java\tscript:alert(1)",
         "\x01javascript:alert(1)",
+        "&#106;avascript:alert(1)",
+        "java&#10;script:alert(1)",
         "vbscript:x",
         "data:text/html,<script>",
         "file:///etc/passwd",
@@ -421,6 +429,48 @@ def test_a_hostile_template_is_refused(source):
     values = {"campaign_name": "Acme", "data": {"long": "a" * 60_000, "quotes": "'" * 30_000}}
 
     assert 'template "campaign c1 welcome v3", html' in problem(template(html=source), **values)
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("{% for i in [1] recursive %}{% endfor %}", "a loop must not be recursive"),
+        ("{% for i in [1] %}{{ loop._iterator }}{% endfor %}", "there is no '_iterator'"),
+        ("{{ range(1001) }}", "range gives 1001 numbers, at most 1000 are allowed"),
+        ("{{ 1|_turns(-1000000) }}", "there is no filter '_turns'"),
+        ("{{ 'abc'|replace('', 'x') }}", "replace needs a text to look for"),
+        ("{{ 1" + " + 1" * 60 + " }}", "too deeply nested: at most 10000 parts, 50 deep"),
+        ("{% for a in range(999) %}{% for b in range(999) %}{% endfor %}{% endfor %}", "does more work than"),
+        ("{% for a in data.short %}{% endfor %}", "a loop cannot go over a value of type text"),
+        ("{% extends 'base.txt' %}", 'a template can extend "base.html" only'),
+        ("{% macro a() %}{% endmacro %}", "{% macro %} is not available"),
+        ("{{ 9223372036854775807 + 2 }}", "a number is too large"),
+        ("{% for i in range(9) %}{{ data.long }}{% endfor %}", "it becomes longer than 500000 characters"),
+    ],
+)
+def test_each_bound_says_what_it_allows(source, cause):
+    assert cause in problem(template(html=source), data={"long": "a" * 60_000, "short": "ab"})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ data.long|join(data.long) }}",
+        "{{ data.long|replace('a', data.long) }}",
+        "{{ " + " ~ ".join(["data.long"] * 3_000) + " }}",
+        "{{ data.long|urlencode|urlencode|urlencode }}",
+    ],
+)
+def test_a_bound_holds_before_the_memory_is_taken(source):
+    made, context = template(html=source), {"data": {"long": "a" * 40_000 + "ü" * 5_000}}
+    problem(made, **context)
+    tracemalloc.start()
+    try:
+        assert "an expression builds more than 50000 characters" in problem(made, **context)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_a_key_that_is_named_like_a_method_is_a_key():

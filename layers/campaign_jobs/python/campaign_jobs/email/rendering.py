@@ -10,7 +10,6 @@ checked:
 - links in the HTML part lead to http, https, mailto or tel, and images to http, https or cid.
 """
 
-import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -237,11 +236,9 @@ def _subject(template: Template, rendered: str) -> str:
 def _checked_links(template: Template, rendered: str) -> str:
     for link in _LINK.finditer(rendered):
         attribute = link[1].lower()
-        target = html.unescape(link[2].strip("\"'"))
-        # Browsers skip these characters before they read the scheme.
-        bare = re.sub(r"[\x00-\x20]", "", target).lower()
+        target = link[2].strip("\"'").strip()
         allowed = _IMAGE_SCHEMES if attribute in ("src", "background") else _LINK_SCHEMES
-        if bare.startswith(allowed) or (attribute == "href" and bare.startswith("#")):
+        if target.lower().startswith(allowed) or (attribute == "href" and target.startswith("#")):
             continue
         line = rendered.count("\n", 0, link.start()) + 1
         cause = (
@@ -261,7 +258,7 @@ def _source_line(source: str, attribute: str, target: str) -> int | None:
     candidates = [
         link
         for link in _LINK.finditer(source)
-        if link[1].lower() == attribute and ("{" in link[2] or link[2].strip("\"'") == target)
+        if link[1].lower() == attribute and ("{" in link[2] or link[2].strip("\"'").strip() == target)
     ]
     return source.count("\n", 0, candidates[0].start()) + 1 if len(candidates) == 1 else None
 
