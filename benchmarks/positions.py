@@ -20,10 +20,11 @@ import psycopg
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "layers" / "campaign_jobs" / "python")]
 
-from campaign_jobs.database import migrations  # noqa: E402
-from campaign_jobs.database.connection import Connection, Database  # noqa: E402
-from campaign_jobs.position.run import WORK_MEM, Run, recalculate  # noqa: E402
-from local.postgres import PostgresServer  # noqa: E402
+from campaign_jobs.database import migrations
+from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.position.run import WORK_MEM, Run, recalculate
+
+from local.postgres import PostgresServer
 
 CAMPAIGN = uuid.UUID(int=1)
 LEADER_ID = uuid.UUID(int=2)

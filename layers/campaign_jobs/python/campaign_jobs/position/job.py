@@ -1,7 +1,7 @@
 """The position job: takes requests down, and recalculates each campaign that has some, unless somebody does already."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -14,10 +14,9 @@ from campaign_jobs.events import PositionEvent
 from campaign_jobs.position.run import recalculate
 from campaign_jobs.worker.delivery import Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry
+from campaign_jobs.worker.patience import wait_for_missing
 
 MISSING_ROW_PATIENCE: Final = timedelta(minutes=10)
-SHORTEST_WAIT: Final = timedelta(seconds=2)
-LONGEST_WAIT: Final = timedelta(minutes=1)
 # A run that is cut off is rolled back and runs again, so this only has to make that rare: a million users rank in a few
 # seconds.
 RUN_RESERVE_SECONDS: Final = 30.0
@@ -67,7 +66,7 @@ class PositionJob:
             elif campaign_id in by_campaign:
                 outcomes.append(by_campaign[campaign_id])
             else:
-                outcomes.append(self._missing(delivery))
+                outcomes.append(wait_for_missing(delivery, f"campaign {campaign_id}", self._patience))
         return outcomes
 
     def give_up(self, given_up: Sequence[tuple[Delivery[PositionEvent], str]]) -> None:
@@ -93,17 +92,6 @@ class PositionJob:
             return Retry(f"the positions could not be recalculated: {refusal(error)}")
         # Requests that came meanwhile are not these deliveries' affair: relay asks again for those.
         return Done() if has_run else Later("no time was left for a run", after=timedelta())
-
-    def _missing(self, delivery: Delivery[PositionEvent]) -> Outcome:
-        waited = datetime.now(UTC) - delivery.first_received_at
-        campaign_id = delivery.event.data.campaign_id
-        if waited >= self._patience:
-            minutes = self._patience.total_seconds() / 60
-            return Rejected(f"campaign not found: {campaign_id} was not there for {minutes:g} minutes")
-        return Later(
-            f"campaign {campaign_id} is not there yet",
-            after=min(max(waited, SHORTEST_WAIT), LONGEST_WAIT),
-        )
 
 
 def _insert(connection: Connection, events: Sequence[PositionEvent]) -> set[UUID]:

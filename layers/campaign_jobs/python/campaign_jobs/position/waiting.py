@@ -5,18 +5,17 @@ from typing import Final
 
 from campaign_jobs.database.connection import Connection
 
-WAITED_TOO_LONG: Final = timedelta(seconds=30)
 
 # A campaign's row in position_runs that is locked has a runner, which will look for requests again. A runner that finds the
 # row locked by us leaves, but then there is our event. At most one each minute, so that a function that stands still does
 # not fill the topic.
-_ASK_AGAIN: Final = """
+_REQUEST_WAITING: Final = """
 WITH idle AS (
     SELECT run.campaign_id
     FROM campaign_jobs.position_runs AS run
     WHERE run.campaign_id IN (
         SELECT request.campaign_id FROM campaign_jobs.position_requests AS request
-        WHERE request.created_at < now() - %(waited)s::interval
+        WHERE request.created_at < now() - %(older_than)s::interval
     )
       AND (run.woken_at IS NULL OR run.woken_at < now() - interval '1 minute')
     FOR UPDATE OF run SKIP LOCKED
@@ -38,7 +37,7 @@ FROM woken
 """
 
 
-def ask_again(connection: Connection, *, waited: timedelta = WAITED_TOO_LONG) -> int:
-    """Enqueue a `job.position.recalculate` event for each campaign whose requests have waited longer than `waited`
+def request_waiting(connection: Connection, *, older_than: timedelta) -> int:
+    """Enqueue a `job.position.recalculate` event for each campaign whose requests have waited longer than `older_than`
     with nobody running, in the connection's current transaction. Returns for how many campaigns."""
-    return connection.execute(_ASK_AGAIN, {"waited": waited}).rowcount
+    return connection.execute(_REQUEST_WAITING, {"older_than": older_than}).rowcount
