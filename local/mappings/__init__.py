@@ -4,11 +4,17 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from campaign_jobs.errors import CampaignJobsError
+
 LOCAL_ACCOUNT: Final = "000000000000"
 LOCAL_REGION: Final = "us-east-1"
 
 MAX_PAYLOAD_BYTES: Final = 6 * 1024 * 1024
 """Lambda's limit for the event of a synchronous invocation, with the values in base64 (Lambda quotas)."""
+
+
+class MappingBroken(CampaignJobsError):
+    """A mapping's thread ended on an error of its own, so nothing is delivered any more."""
 
 
 class Invocable(Protocol):

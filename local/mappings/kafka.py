@@ -15,9 +15,8 @@ from typing import Any, Final, Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from campaign_jobs.errors import CampaignJobsError
 from local.functions import FunctionFailed
-from local.mappings import LOCAL_ACCOUNT, LOCAL_REGION, Invocable, MappingCounters
+from local.mappings import LOCAL_ACCOUNT, LOCAL_REGION, Invocable, MappingBroken, MappingCounters
 from local.mappings.filters import KafkaFilter
 from local.mappings.kafka_event import Batching, kafka_event, record_of
 
@@ -36,10 +35,6 @@ _FINAL_COMMIT_SECONDS: Final = 15.0
 _MAX_POLL_INTERVAL_MS: Final = 16 * 60 * 1000
 
 log = logging.getLogger(__name__)
-
-
-class MappingBroken(CampaignJobsError):
-    """A mapping's thread ended on an error of its own, so nothing is delivered any more."""
 
 
 class KafkaMapping:

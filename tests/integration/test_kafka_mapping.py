@@ -16,8 +16,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from campaign_jobs.catalog import TOPIC_PARTITIONS
 from local.functions import Function, FunctionConfiguration, FunctionFailed
 from local.kafka import KafkaBroker
-from local.mappings import MAX_PAYLOAD_BYTES
-from local.mappings.kafka import DEFAULT_WINDOW_SECONDS, KafkaMapping, MappingBroken
+from local.mappings import MAX_PAYLOAD_BYTES, MappingBroken
+from local.mappings.kafka import DEFAULT_WINDOW_SECONDS, KafkaMapping
 
 Event = dict[str, Any]
 Place = tuple[int, int]
@@ -202,7 +202,7 @@ def test_a_batch_waits_for_its_window_unless_it_is_full(mapping: Make, publish: 
 def test_a_payload_stays_within_six_megabytes(mapping: Make, publish: Publish) -> None:
     publish([(n % 2, bytes(900_000)) for n in range(12)])
     function = Recorder()
-    until(mapping(function, batch_size=100, batching_window_seconds=2).caught_up, "all is delivered")
+    until(mapping(function, batch_size=100, batching_window_seconds=1).caught_up, "all is delivered")
     sizes = [len(json.dumps(event)) for event in function.events]
     assert max(sizes) <= MAX_PAYLOAD_BYTES
     assert max(sizes) > MAX_PAYLOAD_BYTES - 1_300_000
