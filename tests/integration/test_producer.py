@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from campaign_jobs import catalog
 from campaign_jobs.errors import (
@@ -76,10 +76,7 @@ def messages_of(broker: KafkaBroker, topic: str) -> list[Message]:
     consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "readers", "log_level": 0})
     try:
         partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
-        ends = {
-            partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)[1]
-            for partition in partitions
-        }
+        ends = {partition: end_of(consumer, topic, partition) for partition in partitions}
         consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
         found: list[Message] = []
         while missing := sum(ends.values()) - len(found):
@@ -90,6 +87,16 @@ def messages_of(broker: KafkaBroker, topic: str) -> list[Message]:
         return found
     finally:
         consumer.close()
+
+
+def end_of(consumer: Consumer, topic: str, partition: int) -> int:
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)[1])
+        except KafkaException as error:
+            # For a moment after the topic's creation.
+            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
+                raise
 
 
 def as_record(message: Message) -> Record:

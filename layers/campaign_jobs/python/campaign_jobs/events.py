@@ -6,6 +6,7 @@ what the database holds, so that a value that passes here never fails a batch st
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID, uuid4
@@ -216,6 +217,20 @@ def new_event(
         "timestamp": now if timestamp is None else timestamp,
     }
     return parse(envelope, recorded_at=now)
+
+
+def events_of(given: Sequence[Payload | Event]) -> list[Event]:
+    """Payloads in new envelopes, and events as they are. Raises InvalidEvent that names the position of a wrong one."""
+    events: list[Event] = []
+    for position, item in enumerate(given):
+        if not isinstance(item, Payload):
+            events.append(item)
+            continue
+        try:
+            events.append(new_event(item))
+        except InvalidEvent as error:
+            raise InvalidEvent(f"payload {position}: {error}") from None
+    return events
 
 
 def partition_key(event: Event) -> str:

@@ -2,13 +2,19 @@
 
 A service may use it too: `enqueue` puts an event into the service's own transaction, so that the event exists if and only
 if the transaction commits.
+
+    with psycopg.connect(database_url) as connection:  # commits at the end
+        user_id = insert_user(connection)
+        outbox.enqueue(connection, [EmailJobPayload(type="welcome", campaign_id=campaign_id, user_id=user_id)])
 """
 
 import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from campaign_jobs.events import Event, as_json, partition_key
+from campaign_jobs import catalog
+from campaign_jobs.errors import InvalidEvent
+from campaign_jobs.events import Event, Payload, as_json, as_value, events_of, partition_key
 
 
 class _Cursor(Protocol):
@@ -37,13 +43,14 @@ ON CONFLICT (event_id) DO UPDATE SET published_at = NULL, event = EXCLUDED.event
 """
 
 
-def enqueue(connection: _Connection, events: Sequence[Event]) -> int:
+def enqueue(connection: _Connection, events: Sequence[Event | Payload]) -> int:
     """Write events to the outbox, in the connection's current transaction; one statement for all.
 
-    An event whose id is there already is left alone, so that a repeated transaction publishes nothing twice. Returns how
-    many are new.
+    A payload becomes a new event with an id of its own; `events.new_event` makes one with an id of your choice. An event
+    whose id is there already is left alone, so that a repeated transaction publishes nothing twice. Returns how many are
+    new. Raises InvalidEvent, having written nothing, where one does not follow the contract.
     """
-    return _write(connection, _ENQUEUE, events)
+    return _write(connection, _ENQUEUE, events_of(events))
 
 
 def enqueue_again(connection: _Connection, events: Sequence[Event]) -> int:
@@ -54,6 +61,10 @@ def enqueue_again(connection: _Connection, events: Sequence[Event]) -> int:
 def _write(connection: _Connection, statement: str, events: Sequence[Event]) -> int:
     if not events:
         return 0
+    for event in events:
+        # Kafka would refuse it for ever, long after the transaction that could still be told.
+        if (size := len(as_value(event))) > catalog.MAX_VALUE_BYTES:
+            raise InvalidEvent(f"event {event.id} has {size} bytes; allowed are at most {catalog.MAX_VALUE_BYTES}")
     by_id = {event.id: event for event in events}
     columns = (
         list(by_id),

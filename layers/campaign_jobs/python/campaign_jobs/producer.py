@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from campaign_jobs import catalog
-from campaign_jobs.errors import InvalidEvent, ProducerClosed, PublishError, SettingsError
+from campaign_jobs.errors import ProducerClosed, PublishError, SettingsError
 from campaign_jobs.events import (
     EmailJobPayload,
     Event,
@@ -26,6 +26,7 @@ from campaign_jobs.events import (
     PositionRecalcJobPayload,
     RewardDeliveryJobPayload,
     as_value,
+    events_of,
     new_event,
     partition_key,
 )
@@ -85,7 +86,7 @@ class EventProducer(ABC):
 
         Where some are not acknowledged the others are: PublishError's `events` holds just those to give here again.
         """
-        events = _events(payloads)
+        events = events_of(payloads)
         with _naming(events):
             self.publish(_messages(events))
         return [event.id for event in events]
@@ -255,7 +256,7 @@ class AsyncJobProducer:
         return await self._enqueue(payload, event_id, account_id, timestamp)
 
     async def enqueue_many(self, payloads: Sequence[Payload | Event]) -> list[str]:
-        events = _events(payloads)
+        events = events_of(payloads)
         with _naming(events):
             await self.publish(_messages(events))
         return [event.id for event in events]
@@ -282,20 +283,6 @@ class AsyncJobProducer:
     ) -> str:
         event = new_event(payload, event_id=event_id, account_id=account_id, timestamp=timestamp)
         return (await self.enqueue_many([event]))[0]
-
-
-def _events(payloads: Sequence[Payload | Event]) -> list[Event]:
-    """All of them, before any is sent, so that one wrong payload leaves nothing half done."""
-    events: list[Event] = []
-    for position, payload in enumerate(payloads):
-        if not isinstance(payload, Payload):
-            events.append(payload)
-            continue
-        try:
-            events.append(new_event(payload))
-        except InvalidEvent as error:
-            raise InvalidEvent(f"payload {position}: {error}") from None
-    return events
 
 
 def _messages(events: Sequence[Event]) -> list[Message]:
