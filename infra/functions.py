@@ -64,7 +64,7 @@ class JobFunction(lambda_.Function):
             description=f"Function {name} of campaign-jobs",
             allow_all_outbound=False,
         )
-        security_group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS services and webhooks")
+        security_group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS services")
         super().__init__(
             scope,
             id,

@@ -1,6 +1,7 @@
 """The whole of one environment. Wiring only: what the parts are is said in their own files."""
 
 from aws_cdk import Stack
+from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
 from campaign_jobs import catalog
@@ -49,6 +50,8 @@ class CampaignJobsStack(Stack):
         # A redriven record that has an owner by now goes to that owner's.
         for owner in (email, position, reward):
             unroutable.forward_to(owner)
+        # Receivers of webhooks may listen on any port that the guard of outgoing requests lets pass.
+        reward.function.connections.allow_to_any_ipv4(ec2.Port.tcp_range(1024, 65535), "Webhooks")
         self.kafka.grant_publish(relay.function)
         self.kafka.connections.allow_default_port_from(relay.function, "Relay to brokers")
 

@@ -10,9 +10,8 @@ import pytest
 # jsii starts `node` as soon as aws_cdk is imported; ours is beside the interpreter, activated or not.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
-from synthesis import Synthesis, synthesise
-
 from infra import environments
+from tests.infrastructure.synthesis import Synthesis, synthesise
 
 _synthesise_once = cache(synthesise)
 

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from synthesis import Synthesis
 
 from campaign_jobs import catalog
+from tests.infrastructure.synthesis import Synthesis
 
 LANES = [(job_type, lane) for job_type in catalog.EVENT_JOB_TYPES for lane in job_type.lanes]
 KAFKA_MAPPINGS = "AmazonManagedKafkaEventSourceConfig"

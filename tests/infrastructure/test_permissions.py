@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from synthesis import Synthesis
 
 from campaign_jobs import catalog, settings
+from campaign_jobs.reward.webhooks.guard import FIRST_UNPRIVILEGED_PORT, HTTPS_PORT
+from tests.infrastructure.synthesis import Synthesis
 
 EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYPES}
 FUNCTIONS = sorted(settings.BY_FUNCTION)
@@ -127,7 +128,23 @@ def test_no_security_group_is_open_to_the_world(synthesis: Synthesis) -> None:
         assert "SecurityGroupIngress" not in group["Properties"]
         for rule in group["Properties"]["SecurityGroupEgress"]:
             # CDK's way of saying that nothing may leave is a rule that nothing can match.
-            assert rule["CidrIp"] == "255.255.255.255/32" or (rule["FromPort"], rule["ToPort"]) == (443, 443)
+            if rule["CidrIp"] != "255.255.255.255/32":
+                assert (rule["FromPort"], rule["ToPort"]) in [(443, 443), (FIRST_UNPRIVILEGED_PORT, 65535)]
+
+
+def test_only_reward_reaches_other_ports_than_https_and_all_that_webhooks_may_have(
+    synthesis: Synthesis,
+) -> None:
+    reaching = {}
+    for name in FUNCTIONS:
+        _, function = synthesis.function(name)
+        (group,) = function["Properties"]["VpcConfig"]["SecurityGroupIds"]
+        rules = synthesis.template["Resources"][group["Fn::GetAtt"][0]]["Properties"]["SecurityGroupEgress"]
+        ports = {(rule["FromPort"], rule["ToPort"]) for rule in rules if rule["CidrIp"] == "0.0.0.0/0"}
+        assert (HTTPS_PORT, HTTPS_PORT) in ports
+        if len(ports) > 1:
+            reaching[name] = ports - {(HTTPS_PORT, HTTPS_PORT)}
+    assert reaching == {"reward": {(FIRST_UNPRIVILEGED_PORT, 65535)}}
 
 
 def test_no_statement_names_every_action(synthesis: Synthesis) -> None:

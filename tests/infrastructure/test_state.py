@@ -1,7 +1,8 @@
 """What holds data: encrypted, out of reach, and kept together where it matters."""
 
 import pytest
-from synthesis import Synthesis
+
+from tests.infrastructure.synthesis import Synthesis
 
 # A topic dies with its cluster, and a cluster with its network.
 KEPT_TOGETHER = [

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthesis import Synthesis, synthesise
 
 from campaign_jobs import settings
 from infra import build_dependencies, environments, layers
+from tests.infrastructure.synthesis import Synthesis, synthesise
 
 
 def asset_directory(synthesis: Synthesis, location: dict[str, object]) -> Path:

@@ -1,9 +1,9 @@
 """Functions, queues and rules, as the catalog and the functions' settings have them."""
 
 import pytest
-from synthesis import Synthesis
 
 from campaign_jobs import catalog, settings
+from tests.infrastructure.synthesis import Synthesis
 
 EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYPES}
 SCHEDULED_JOB_TYPES = {job_type.name: job_type for job_type in catalog.SCHEDULED_JOB_TYPES}
