@@ -100,7 +100,7 @@ def _url_encode(text: str | float) -> str:
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "abs": abs,
     "capitalize": lambda text: as_text(text).capitalize(),
-    "int": lambda value: int(value),
+    "int": int,
     "items": _items,
     "join": _join,
     "length": lambda values: len(_several(values)),

@@ -90,8 +90,10 @@ _SPELLINGS: Final = {
 }
 """What a template's author wrote, for the names that Jinja2 gives it."""
 _TESTS: Final = frozenset(
-    ("boolean", "defined", "divisibleby", "eq", "even", "float", "ge", "gt", "in", "integer", "le", "lt")
-    + ("mapping", "ne", "none", "number", "odd", "sequence", "string", "undefined")
+    (
+        *("boolean", "defined", "divisibleby", "even", "float", "in", "integer", "mapping", "none", "number"),
+        *("eq", "ge", "gt", "le", "lt", "ne", "odd", "sequence", "string", "undefined"),
+    )
 )
 _LOOP_VALUES: Final = frozenset(
     ("depth", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0")
@@ -261,8 +263,7 @@ def _concat(context: Context, *values: Any) -> Any:
     return _built(context, "".join(texts))
 
 
-@pass_context
-def _default(context: Context, value: Any, default: Any = "", boolean: bool = False) -> Any:
+def _default(value: Any, default: Any = "", boolean: bool = False) -> Any:
     """The one filter that takes an undefined value; ``default(x, true)`` replaces empty and zero as well."""
     missing = isinstance(value, Undefined) or value is None or (boolean and not value)
     return default if missing else value
