@@ -220,7 +220,7 @@ _starter_lock: Final = threading.Lock()
 
 
 def _in_lasting_thread(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    global _starter
+    global _starter  # noqa: PLW0603  One for the whole process, started when first needed.
     with _starter_lock:
         if _starter is None:
             _starter = _Starter()

@@ -92,7 +92,7 @@ def serve(port: int, mail_directory: Path, script: Sequence[ScriptLine]) -> None
     server.daemon_threads = True  # type: ignore[attr-defined]
     server.block_on_close = False  # type: ignore[attr-defined]
 
-    def leave(number: int, frame: Any) -> None:
+    def leave(_number: int, _frame: Any) -> None:
         raise SystemExit
 
     signal.signal(signal.SIGTERM, leave)

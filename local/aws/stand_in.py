@@ -79,7 +79,7 @@ class AwsStandIn:
 
     def play(self, script: Sequence[ScriptLine]) -> None:
         """Replace the script that SES follows; an empty one makes it accept again. Raises ScriptError."""
-        request = urllib.request.Request(
+        request = urllib.request.Request(  # noqa: S310  The address is our own.
             self.endpoint_url + SCRIPT_PATH, data=write_script(script).encode(), method="PUT"
         )
         try:

@@ -179,6 +179,7 @@ class KafkaBroker:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            check=False,
             timeout=_START_SECONDS,
         )
         if done.returncode != 0:

@@ -1,7 +1,6 @@
 """The jars of Apache Kafka: an exact list in the repository, downloaded once, verified, kept outside the checkout."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -88,8 +87,8 @@ def ensure_jars(
     missing = [jar for jar in jars if not _is_the_right_one(directory / jar.file_name, jar)]
     if missing:
         report = progress or (lambda message, done, total: None)
-        done = len(jars) - len(missing)
-        report("Downloading Apache Kafka", done, len(jars))
+        at_hand = len(jars) - len(missing)
+        report("Downloading Apache Kafka", at_hand, len(jars))
         with _scratch_directory(directory) as scratch, ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
             maven = MavenContext(
                 repo_cache=scratch,
@@ -97,7 +96,7 @@ def ensure_jars(
                 timeout=_TIMEOUT_SECONDS,
             )
             downloads = pool.map(lambda jar: _download(maven, jar, directory), missing)
-            for done, jar in enumerate(downloads, start=done + 1):
+            for done, jar in enumerate(downloads, start=at_hand + 1):
                 report(f"Downloaded {jar.file_name}", done, len(jars))
     return [directory / jar.file_name for jar in jars]
 
@@ -116,7 +115,7 @@ def _download(maven: MavenContext, jar: Jar, directory: Path) -> Jar:
             "Either the download was damaged or the repository serves something else."
         )
     # Only a complete and verified file ever gets its name in the cache, whoever else is doing the same.
-    os.replace(downloaded, directory / jar.file_name)
+    downloaded.replace(directory / jar.file_name)
     return jar
 
 

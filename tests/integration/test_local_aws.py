@@ -179,8 +179,7 @@ def test_the_index_escapes_what_it_lists_and_numbers_go_on(tmp_path: Path) -> No
 
     first = MailDirectory(tmp_path)
     assert (
-        first.add(request("../../etc/passwd"), "m-1").text_file
-        == "0001-script-alert-1-script-etc-passwd.txt"
+        first.add(request("../../etc/passwd"), "m-1").text_file == "0001-script-alert-1-script-etc-passwd.txt"
     )
     first.close()
     page = (tmp_path / "index.html").read_text("utf-8")
@@ -276,7 +275,9 @@ class Queues:
         return [answer]
 
 
-def test_queue_requests_take_turns_and_a_long_poll_waits_outside_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_requests_take_turns_and_a_long_poll_waits_outside_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("moto.sqs.models.Queue", moto.sqs.models.Queue)  # restored, as OneAtATime replaces it
     queues = Queues()
     application = OneAtATime(queues)

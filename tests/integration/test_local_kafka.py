@@ -144,5 +144,5 @@ def test_a_jar_that_is_not_there_is_named(tmp_path: Path, repository_url: str) -
 
 def test_a_broken_lock_file_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "jars.lock").write_text("org.example:thing:1.0\n")
-    with pytest.raises(JarError, match="line 1: 'org.example:thing:1.0' is not"):
+    with pytest.raises(JarError, match=r"line 1: 'org\.example:thing:1\.0' is not"):
         ensure_jars(tmp_path / "cache", lock_file=tmp_path / "jars.lock")

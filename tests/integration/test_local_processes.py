@@ -112,7 +112,7 @@ def test_a_child_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="server cannot be started: .*no-such-program"):
+    with pytest.raises(StartError, match=r"server cannot be started: .*no-such-program"):
         ChildProcess("server", ["no-such-program"], log_file=tmp_path / "log").start()
 
 

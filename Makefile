@@ -1,0 +1,108 @@
+# Every habit of this repository. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Recipes share one environment; installing twice into it at once would break it.
+.NOTPARALLEL:
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+export PYTHONPATH := layers/campaign_jobs/python:.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+LOCAL := $(VENV)/.installed-local
+DEV := $(VENV)/.installed-dev
+CDK := node_modules/.installed
+
+install = $(VENV)/bin/python -m pip install --quiet --require-hashes -r
+compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+##@ See it work
+demo: $(LOCAL) ## Run a whole campaign launch on this machine, e.g. make demo ARGS="--people 1000"
+	@python -m local demo $(ARGS)
+
+local: $(LOCAL) ## Start the whole system on this machine; Ctrl-C stops it
+	@python -m local $(ARGS)
+
+##@ Work on it
+test: $(DEV) ## Run all tests, e.g. make test ARGS="tests/unit -k email"
+	@python -m pytest $(ARGS)
+
+check: format-check lint types imports test synth ## Run the full local gate: format, lint, types, imports, tests, synth
+	@echo "All checks passed."
+
+gates: format-check lint types imports synth ## Run every gate of `make check` but the tests
+
+format: $(DEV) ## Format the code and sort its imports
+	@ruff check --quiet --select I --fix
+	@ruff format
+
+format-check: $(DEV) ## Check the format
+	@echo "Checking the format ..."
+	@ruff format --check --quiet || { echo "Run 'make format'; it changes these files:"; ruff format --check; exit 1; }
+
+lint: $(DEV) ## Check for mistakes (ruff)
+	@echo "Linting ..."
+	@ruff check --quiet
+
+types: $(DEV) ## Check the types (mypy, strict)
+	@echo "Checking types ..."
+	@mypy
+
+imports: $(DEV) ## Check the directions of imports (import-linter)
+	@echo "Checking import directions ..."
+	@lint-imports
+
+synth: $(DEV) $(CDK) ## Synthesize the stack of one environment, e.g. make synth ENV=dev
+	@echo "Synthesizing the stack ..."
+	@npx --no-install cdk synth --quiet -c env=$(ENV)
+ENV ?= dev
+
+schemas: $(DEV) ## Write the event contract's JSON Schema and AsyncAPI from the models
+	@python -m campaign_jobs.schemas
+
+bench: $(DEV) ## Run the benchmarks
+	@set -e; for benchmark in benchmarks/[a-z]*.py; do echo "$$benchmark"; python "$$benchmark" $(ARGS); done
+
+##@ Keep it in order
+lock: $(DEV) ## Write the lock files from pyproject.toml (uv); ARGS=--upgrade takes newer versions
+	@command -v uv > /dev/null || { echo "make lock needs uv: pip install uv"; exit 1; }
+	$(compile) $(ARGS) --group dev -o requirements-dev.txt
+	$(compile) -c requirements-dev.txt --group cdk -o requirements.txt
+	$(compile) -c requirements-dev.txt --group functions -o layers/dependencies/requirements.txt
+	$(compile) -c requirements-dev.txt --group local -o local/requirements.txt
+
+clean: ## Remove what these targets made, the environment included (Kafka's jars stay in the user's cache)
+	rm -rf $(VENV) .local cdk.out node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+		echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.13 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+		echo "This Python lacks the module venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(LOCAL): local/requirements.txt | $(VENV)/bin/python
+	@echo "Installing what the local system needs (about a minute, once) ..."
+	@$(install) $<
+	@touch $@
+
+$(DEV): requirements-dev.txt | $(VENV)/bin/python
+	@echo "Installing what the tests and tools need (about a minute, once) ..."
+	@$(install) $<
+	@touch $@
+
+$(CDK): package-lock.json package.json | $(DEV)
+	@echo "Installing the CDK command line (some seconds, once) ..."
+	@npm ci --silent --no-audit --no-fund
+	@touch $@
+
+.PHONY: demo local test check gates format format-check lint types imports synth schemas bench lock clean help
