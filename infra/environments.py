@@ -10,7 +10,7 @@ from campaign_jobs import catalog, settings
 from campaign_jobs.errors import SettingsError
 
 _LOG_RETENTION_DAYS: Final = (7, 14, 30, 60, 90, 180, 365)
-_BROKER = re.compile(r"kafka\.(t3\.small|m7g\.([248]|12|16)?x?large)")
+_BROKER = re.compile(r"kafka\.(t3\.small|m7g\.(large|((2|4|8|12|16)?xlarge)))")
 _KAFKA_VERSION = re.compile(r"[34]\.[0-9]+\.(x|[0-9]+)(\.kraft)?")
 
 

@@ -36,6 +36,7 @@ def test_the_environments_that_are_checked_in_are_right(environment: environment
         ("kafka_version", "4.0.x"),
         ("kafka_version", "latest"),
         ("kafka_instance_type", "m7g.large"),
+        ("kafka_instance_type", "kafka.m7g.2large"),
         ("kafka_brokers", 3),  # in two zones
         ("kafka_brokers", 0),
         ("kafka_volume_gib", 0),
