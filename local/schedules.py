@@ -1,7 +1,7 @@
 """Stand-in for EventBridge rules with a rate: it sends a function the scheduled event, tick by tick.
 
-Shape: Amazon EventBridge User Guide, "Scheduled events". EventBridge invokes asynchronously, so a tick does not wait for
-the one before it; it sends no retries here, because every schedule's next run makes up for a failed one.
+Shape: Amazon EventBridge User Guide, "Scheduled events". EventBridge invokes asynchronously, so a tick does not wait
+for the one before it; it sends no retries here, because every schedule's next run makes up for a failed one.
 """
 
 import logging

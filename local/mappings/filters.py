@@ -85,7 +85,7 @@ def _compile(pattern: Any, path: str) -> Node:
 
 def _object(keys: dict[str, Node]) -> Node:
     def matches(value: Any) -> bool:
-        # Arrays are flattened: one element has to match every key. A value without keys may still match `exists: false`.
+        # Arrays are flattened: one element has to match every key. What has no keys may match `exists: false`.
         objects = [item for item in _flatten(value) if isinstance(item, dict)] or [{}]
         return any(all(node(item.get(key, _ABSENT)) for key, node in keys.items()) for item in objects)
 

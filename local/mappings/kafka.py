@@ -1,8 +1,8 @@
 """Stand-in for Lambda's Kafka event-source mapping (on-demand pollers).
 
-What it keeps to, from the AWS Lambda Developer Guide ("Using Lambda with Amazon MSK"): order within a partition, several
-partitions in one payload, a batch that ends at its size, its window or 6 MB, offsets committed after a successful
-invocation only (those of filtered-out records too), and a failed batch delivered again until it succeeds.
+What it keeps to, from the AWS Lambda Developer Guide ("Using Lambda with Amazon MSK"): order within a partition,
+several partitions in one payload, a batch that ends at its size, its window or 6 MB, offsets committed after a
+successful invocation only (those of filtered-out records too), and a failed batch delivered again until it succeeds.
 """
 
 import logging
@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
+from uuid import UUID
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
@@ -20,7 +21,9 @@ from local.mappings import LOCAL_ACCOUNT, LOCAL_REGION, Invocable, MappingBroken
 from local.mappings.filters import KafkaFilter
 from local.mappings.kafka_event import Batching, kafka_event, record_of
 
-LOCAL_CLUSTER_ARN: Final = f"arn:aws:kafka:{LOCAL_REGION}:{LOCAL_ACCOUNT}:cluster/campaign-jobs-local/00000000-0000-0000-0000-000000000000-1"
+LOCAL_CLUSTER_ARN: Final = (
+    f"arn:aws:kafka:{LOCAL_REGION}:{LOCAL_ACCOUNT}:cluster/campaign-jobs-local/{UUID(int=0)}-1"
+)
 DEFAULT_WINDOW_SECONDS: Final = 0.5
 """Lambda's window for Kafka where none is set."""
 MAX_BATCH_SIZE: Final = 10_000
@@ -97,7 +100,7 @@ class KafkaMapping:
             self._thread.join()
 
     def caught_up(self) -> bool:
-        """Whether every record of our partitions has been read and, where the filter passed it, delivered and committed.
+        """Whether every record of our partitions is read and, where the filter passed it, delivered and committed.
 
         Raises MappingBroken when the thread has ended on an error.
         """

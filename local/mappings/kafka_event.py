@@ -1,6 +1,6 @@
 """Lambda's `aws:kafka` event, and which records fit into one.
 
-Sources: AWS Lambda Developer Guide, "Using Lambda with Amazon MSK" (the shape) and "Batching behavior" (size and payload).
+Sources: AWS Lambda Developer Guide, "Using Lambda with Amazon MSK" (the shape) and "Batching behavior" (size, payload).
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""An execution environment behaves as Lambda's: a process of its own, cold and warm, that crashes and times out alone."""
+"""An execution environment behaves as Lambda's: a process of its own that crashes and times out alone."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_a_handler_that_cannot_be_imported_fails_every_invocation(environment: M
 
 
 def test_a_result_that_is_not_json_fails(environment: Make) -> None:
-    with pytest.raises(FunctionFailed, match="Runtime.MarshalError"):
+    with pytest.raises(FunctionFailed, match=r"Runtime\.MarshalError"):
         environment("def handler(event, context): return {1, 2}").invoke({})
 
 
