@@ -66,14 +66,16 @@ def read(producer: EventProducer, request: pytest.FixtureRequest) -> Callable[[]
         else:
             broker, topic = request.getfixturevalue("kafka_broker"), request.getfixturevalue("topic")
             found = [as_record(message) for message in messages_of(broker, topic)]
-        return sorted(found, key=lambda record: str(record))
+        return sorted(found, key=str)
 
     return records
 
 
 def messages_of(broker: KafkaBroker, topic: str) -> list[Message]:
     """Everything on the topic, to the end that each partition has now."""
-    consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "readers", "log_level": 0})
+    consumer = Consumer(
+        {"bootstrap.servers": broker.bootstrap_servers, "group.id": "readers", "log_level": 0}
+    )
     try:
         partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
         ends = {partition: end_of(consumer, topic, partition) for partition in partitions}
@@ -111,7 +113,9 @@ def test_each_method_publishes_its_event_in_the_contract_s_envelope(
     asked = datetime(2025, 1, 1, 12, tzinfo=UTC)
     email = producer.enqueue_email_job(VERIFICATION, timestamp=asked)
     position = producer.enqueue_position_recalc_job(
-        PositionRecalcJobPayload(campaign_id=CAMPAIGN, points_per_referral=3), timestamp=asked, account_id="account 7"
+        PositionRecalcJobPayload(campaign_id=CAMPAIGN, points_per_referral=3),
+        timestamp=asked,
+        account_id="account 7",
     )
     reward = producer.enqueue_reward_delivery_job(
         RewardDeliveryJobPayload(user_reward_id=USER_REWARD), timestamp=asked, event_id="reward:1"
@@ -171,7 +175,7 @@ def test_an_invalid_one_among_many_is_named_and_nothing_is_sent(
     wrong = VERIFICATION.model_copy(update={"priority": 2**40})
     with pytest.raises(InvalidEvent, match=r"payload 1: data\.priority: .*less than or equal to 2147483647"):
         producer.enqueue_many([VERIFICATION, wrong])
-    with pytest.raises(InvalidEvent, match="id: .*at most 200"):
+    with pytest.raises(InvalidEvent, match=r"id: .*at most 200"):
         producer.enqueue_email_job(VERIFICATION, event_id="x" * 201)
     assert read() == []
 
@@ -191,7 +195,9 @@ def test_what_is_too_large_is_named_and_the_others_are_published(
     assert len(read()) == 2
 
 
-def test_raw_messages_are_published_as_they_are(producer: EventProducer, read: Callable[[], list[Record]]) -> None:
+def test_raw_messages_are_published_as_they_are(
+    producer: EventProducer, read: Callable[[], list[Record]]
+) -> None:
     longest = json.dumps("x" * (catalog.MAX_VALUE_BYTES - 2)).encode()
     producer.publish([("key", b'{"a": 1}'), (None, b"[2]"), ("longest", longest)])
     assert read() == sorted([("key", {"a": 1}), (None, [2]), ("longest", json.loads(longest))], key=str)
@@ -215,7 +221,9 @@ def test_coroutines_do_the_same(producer: EventProducer, read: Callable[[], list
             alone = await asyncio.gather(
                 *(asynchronous.enqueue_email_job(VERIFICATION) for _ in range(20)),
                 asynchronous.enqueue_position_recalc_job(PositionRecalcJobPayload(campaign_id=CAMPAIGN)),
-                asynchronous.enqueue_reward_delivery_job(RewardDeliveryJobPayload(user_reward_id=USER_REWARD)),
+                asynchronous.enqueue_reward_delivery_job(
+                    RewardDeliveryJobPayload(user_reward_id=USER_REWARD)
+                ),
             )
             return alone + await asynchronous.enqueue_many([VERIFICATION, VERIFICATION])
 
@@ -250,12 +258,18 @@ def test_a_topic_that_takes_less_than_the_contract_is_named(kafka_broker: KafkaB
             producer.publish(messages)
         assert raised.value.unacknowledged == (1,)
         producer.publish([("after", b"{}")])
-    assert sorted(message.key() or b"" for message in messages_of(kafka_broker, topic)) == [b"after", b"key 3", b"key 5"]
+    assert sorted(message.key() or b"" for message in messages_of(kafka_broker, topic)) == [
+        b"after",
+        b"key 3",
+        b"key 5",
+    ]
 
 
 def test_a_topic_that_is_not_there_is_named(kafka_broker: KafkaBroker) -> None:
     with JobProducer(brokers=kafka_broker.bootstrap_servers, topic="no-such-topic") as producer:
-        with pytest.raises(UnknownTopic, match="topic 'no-such-topic' does not exist .* check KAFKA_JOB_TOPIC") as raised:
+        with pytest.raises(
+            UnknownTopic, match=r"topic 'no-such-topic' does not exist .* check KAFKA_JOB_TOPIC"
+        ) as raised:
             producer.enqueue_many([VERIFICATION, VERIFICATION])
         assert raised.value.unacknowledged == (0, 1)
         assert len(raised.value.events) == 2
@@ -264,7 +278,9 @@ def test_a_topic_that_is_not_there_is_named(kafka_broker: KafkaBroker) -> None:
 def test_brokers_that_do_not_answer_are_named() -> None:
     nobody = f"{HOST}:{pick_port()}"
     with JobProducer(brokers=nobody, connect_timeout_seconds=1) as producer:
-        with pytest.raises(BrokersUnreachable, match=f"{nobody} do not answer .*check KAFKA_BROKERS.*same event id") as raised:
+        with pytest.raises(
+            BrokersUnreachable, match=rf"{nobody} do not answer .*check KAFKA_BROKERS.*same event id"
+        ) as raised:
             producer.enqueue_email_job(VERIFICATION, event_id="kept")
         assert raised.value.events[0].id == "kept"
 
@@ -296,7 +312,10 @@ def test_a_broker_that_comes_back_gets_what_was_submitted_meanwhile(tmp_path: An
             assert not future.done()
             broker.start()
             future.result(60)
-        assert [message.value() for message in messages_of(broker, "job-events")] == [b'"before"', b'"meanwhile"']
+        assert [message.value() for message in messages_of(broker, "job-events")] == [
+            b'"before"',
+            b'"meanwhile"',
+        ]
 
 
 def test_a_forked_child_publishes_on_a_connection_of_its_own(

@@ -30,7 +30,15 @@ try:
 except errors.BrokersUnreachable:
     print("tried to publish")
 """
-NOT_FOR_PUBLISHING = ("aws_cdk", "aws_lambda_powertools", "aws_msk_iam_sasl_signer", "boto3", "botocore", "jinja2", "psycopg")
+NOT_FOR_PUBLISHING = (
+    "aws_cdk",
+    "aws_lambda_powertools",
+    "aws_msk_iam_sasl_signer",
+    "boto3",
+    "botocore",
+    "jinja2",
+    "psycopg",
+)
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -44,6 +52,7 @@ def test_publishing_needs_neither_aws_nor_a_database_driver(repository: Path) ->
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     assert (done.stdout, done.stderr) == ("tried to publish\n", "")
 
@@ -56,6 +65,7 @@ def test_building_a_producer_does_not_load_kafka_s_client(repository: Path) -> N
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

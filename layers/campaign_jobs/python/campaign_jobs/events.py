@@ -48,7 +48,11 @@ def _printable(text: str) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
+    return (
+        {key: entry for key, entry in value.items() if entry is not None}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _as_utc(moment: datetime) -> datetime:
@@ -75,9 +79,10 @@ EventId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pr
 Timestamp = Annotated[datetime, BeforeValidator(_only_text), AfterValidator(_as_utc)]
 Int4 = Annotated[int, Field(strict=True, ge=-INT4_MAX, le=INT4_MAX)]
 TemplateText = Annotated[str, Field(max_length=5_000), AfterValidator(_storable)]
-TemplateNumber = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)] | Annotated[
-    float, Field(strict=True, allow_inf_nan=False)
-]
+TemplateNumber = (
+    Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+    | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+)
 TemplateValue = Annotated[TemplateText | TemplateNumber, BeforeValidator(_not_a_boolean)]
 TemplateKey = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
@@ -220,7 +225,7 @@ def new_event(
 
 
 def events_of(given: Sequence[Payload | Event]) -> list[Event]:
-    """Payloads in new envelopes, and events as they are. Raises InvalidEvent that names the position of a wrong one."""
+    """Payloads in new envelopes, events as they are. Raises InvalidEvent that names the position of a wrong one."""
     events: list[Event] = []
     for position, item in enumerate(given):
         if not isinstance(item, Payload):
@@ -290,7 +295,9 @@ def owner(event_type: str) -> catalog.EventJobType | None:
     job_type = catalog.JOB_TYPE_BY_EVENT_TYPE.get(event_type)
     if job_type is None:
         shown = ascii(event_type[:60])
-        raise NotOurs(f"the event's type {shown} is unknown; allowed are {', '.join(catalog.JOB_TYPE_BY_EVENT_TYPE)}")
+        raise NotOurs(
+            f"the event's type {shown} is unknown; allowed are {', '.join(catalog.JOB_TYPE_BY_EVENT_TYPE)}"
+        )
     return job_type
 
 

@@ -180,9 +180,8 @@ class KafkaConnection:
             found = self._client.list_topics(topic, timeout=timeout_seconds).topics[topic].error
         except KafkaException as error:
             if self._token_problem is not None:
-                raise NotAuthorized(
-                    f"no token for {self._settings.kafka_brokers} ({self._token_problem}): give this process AWS credentials"
-                ) from error
+                problem = f"no token for {self._settings.kafka_brokers} ({self._token_problem})"
+                raise NotAuthorized(f"{problem}: give this process AWS credentials") from error
             raise self.explain(self._last_error or error.args[0]) from error
         # Any other trouble with the topic, such as a leader being elected, may pass while we send.
         if found is not None and _ERROR_BY_CODE.get(found.code()) in (UnknownTopic, NotAuthorized):
@@ -246,11 +245,8 @@ def region_of(brokers: str) -> str:
     # b-1.name.abc123.c2.kafka.eu-west-1.amazonaws.com, or kafka-serverless in place of kafka.
     found = re.search(r"\.kafka(?:-serverless)?\.([a-z0-9-]+)\.amazonaws\.com", brokers)
     if found is None:
-        raise SettingsError(
-            [
-                "region is missing: KAFKA_AUTH=iam needs the cluster's AWS region, and the brokers' names do not tell it"
-            ]
-        )
+        problem = "region is missing: KAFKA_AUTH=iam needs the cluster's AWS region"
+        raise SettingsError([f"{problem}, and the brokers' names do not tell it"])
     return found[1]
 
 

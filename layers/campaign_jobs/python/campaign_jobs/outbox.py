@@ -1,7 +1,7 @@
 """Events written in the transaction that causes them; `relay` publishes them to Kafka.
 
-A service may use it too: `enqueue` puts an event into the service's own transaction, so that the event exists if and only
-if the transaction commits.
+A service may use it too: `enqueue` puts an event into the service's own transaction, so that the event exists if and
+only if the transaction commits.
 
     with psycopg.connect(database_url) as connection:  # commits at the end
         user_id = insert_user(connection)
@@ -46,9 +46,9 @@ ON CONFLICT (event_id) DO UPDATE SET published_at = NULL, event = EXCLUDED.event
 def enqueue(connection: _Connection, events: Sequence[Event | Payload]) -> int:
     """Write events to the outbox, in the connection's current transaction; one statement for all.
 
-    A payload becomes a new event with an id of its own; `events.new_event` makes one with an id of your choice. An event
-    whose id is there already is left alone, so that a repeated transaction publishes nothing twice. Returns how many are
-    new. Raises InvalidEvent, having written nothing, where one does not follow the contract.
+    A payload becomes a new event with an id of its own; `events.new_event` makes one with an id of your choice. An
+    event whose id is there already is left alone, so that a repeated transaction publishes nothing twice. Returns how
+    many are new. Raises InvalidEvent, having written nothing, where one does not follow the contract.
     """
     return _write(connection, _ENQUEUE, events_of(events))
 
@@ -64,7 +64,9 @@ def _write(connection: _Connection, statement: str, events: Sequence[Event]) -> 
     for event in events:
         # Kafka would refuse it for ever, long after the transaction that could still be told.
         if (size := len(as_value(event))) > catalog.MAX_VALUE_BYTES:
-            raise InvalidEvent(f"event {event.id} has {size} bytes; allowed are at most {catalog.MAX_VALUE_BYTES}")
+            raise InvalidEvent(
+                f"event {event.id} has {size} bytes; allowed are at most {catalog.MAX_VALUE_BYTES}"
+            )
     by_id = {event.id: event for event in events}
     columns = (
         list(by_id),

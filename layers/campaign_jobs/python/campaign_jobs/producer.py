@@ -139,12 +139,13 @@ class JobProducer(EventProducer):
         delivery_timeout_seconds: float = MINIMUM_DELIVERY_TIMEOUT_SECONDS,
         options: Mapping[str, str | int | float | bool] | None = None,
     ) -> None:
-        """`brokers` is host:port, several separated by commas or as a list. `auth` is `none`, or `iam` for MSK with IAM.
+        """`brokers` is host:port, several as a list or separated by commas. `auth` is `none`, or `iam` for MSK.
 
-        `region` is the cluster's AWS region, for `iam`, where the brokers' names do not tell it. `connect_timeout_seconds`
-        is how long the first event waits for any broker to answer, `delivery_timeout_seconds` (at least 60) how long
-        sending is repeated before an event counts as not acknowledged. `options` are further settings of librdkafka,
-        such as `client.id`. Raises SettingsError with a line for each wrong value.
+        `region` is the cluster's AWS region, for `iam`, where the brokers' names do not tell it.
+        `connect_timeout_seconds` is how long the first event waits for any broker to answer,
+        `delivery_timeout_seconds` (at least 60) how long sending is repeated before an event counts as not
+        acknowledged. `options` are further settings of librdkafka, such as `client.id`. Raises SettingsError with a
+        line for each wrong value.
         """
         listed = brokers if isinstance(brokers, str) else ",".join(brokers)
         self._settings = KafkaSettings.load(

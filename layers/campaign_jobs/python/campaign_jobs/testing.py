@@ -27,7 +27,7 @@ class RecordingProducer(EventProducer):
 
     @property
     def events(self) -> list[Event]:
-        """What was enqueued, in order. Raises InvalidEvent or NotOurs where a raw value does not follow the contract."""
+        """What was enqueued, in order. Raises InvalidEvent or NotOurs where a raw value breaks the contract."""
         return [_parsed(value) for _, value in self.messages]
 
     def only(self) -> Event:
