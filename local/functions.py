@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from campaign_jobs.errors import CampaignJobsError
-from local.processes import _in_lasting_thread, die_with_parent
+from local.processes import in_lasting_thread, die_with_parent
 from local.runtime import receive_frame, send_frame
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
@@ -155,7 +155,7 @@ class FunctionEnvironment:
         with theirs:
             command = [sys.executable, "-m", "local.runtime", str(theirs.fileno())]
             command += [configuration.name, str(configuration.handler)]
-            self._process = _in_lasting_thread(
+            self._process = in_lasting_thread(
                 lambda: subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,

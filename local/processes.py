@@ -65,7 +65,7 @@ class ChildProcess:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             try:
-                self._process = _in_lasting_thread(
+                self._process = in_lasting_thread(
                     lambda: subprocess.Popen(
                         self._command,
                         stdin=subprocess.DEVNULL,
@@ -219,7 +219,8 @@ _starter: _Starter | None = None
 _starter_lock: Final = threading.Lock()
 
 
-def _in_lasting_thread(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+def in_lasting_thread(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Start a child from the thread that lasts, so that `die_with_parent` means our end and no other thread's."""
     global _starter  # noqa: PLW0603  One for the whole process, started when first needed.
     with _starter_lock:
         if _starter is None:
