@@ -2,8 +2,8 @@
 
     python benchmarks/positions.py [--users 1000000] [--rounds 5]
 
-Starts a PostgreSQL server of its own in a temporary directory. Every figure is a median over alternating rounds in one run,
-so that what else the machine does meets both sides alike; the ratios are what to compare between machines.
+Starts a PostgreSQL server of its own in a temporary directory. Every figure is a median over alternating rounds in one
+run, so that what else the machine does meets both sides alike; the ratios are what to compare between machines.
 """
 
 import argparse
@@ -23,13 +23,12 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "layers" / "campaign_jobs" / "
 from campaign_jobs.database import migrations
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.position.run import WORK_MEM, Run, recalculate
-
 from local.postgres import PostgresServer
 
 CAMPAIGN = uuid.UUID(int=1)
 LEADER_ID = uuid.UUID(int=2)
 
-# The floor: count, rank and write every row, without holds, new or departed users, mails, requests or "only what changed".
+# The floor: count, rank and write every row; no holds, new or departed users, mails, requests, or "only what changed".
 BARE = """
 UPDATE campaign_jobs.user_positions AS stored
 SET position = ranked.position, score = ranked.score, verified_referrals = ranked.verified_referrals

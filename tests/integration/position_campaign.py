@@ -47,11 +47,7 @@ class Campaign:
         )
 
     def refer(self, referrer: UUID, referred: UUID, status: str = "verified") -> None:
-        self.connection.execute(
-            "INSERT INTO campaign_jobs.referrals (id, campaign_id, referrer_id, referred_id, status, verified_at)"
-            " VALUES (%s, %s, %s, %s, %s, now())",
-            (uuid.uuid4(), self.id, referrer, referred, status),
-        )
+        refer(self.connection, self.id, referrer, referred, status)
 
     def hold(self, user: UUID, status: str = "open", holding: bool = True) -> None:
         self.connection.execute(
@@ -94,6 +90,16 @@ class Campaign:
         row = self.connection.execute(query, (self.id,)).fetchone()
         assert row is not None
         return int(row[0])
+
+
+def refer(
+    connection: Connection, campaign_id: UUID, referrer: UUID, referred: UUID, status: str = "verified"
+) -> None:
+    connection.execute(
+        "INSERT INTO campaign_jobs.referrals (id, campaign_id, referrer_id, referred_id, status, verified_at)"
+        " VALUES (%s, %s, %s, %s, %s, now())",
+        (uuid.uuid4(), campaign_id, referrer, referred, status),
+    )
 
 
 def delivery(

@@ -1,7 +1,7 @@
 """What a run writes: positions as the formula and the ranking say, and mails about better ones."""
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -291,6 +291,6 @@ def test_the_mail_is_an_event_as_the_contract_writes_it(database: Database, conn
     assert row is not None
     event_id, key, event = row
     assert key == str(users[1])
-    parsed = parse(event, recorded_at=datetime.max)
+    parsed = parse(event, recorded_at=LAUNCH)
     assert as_json(parsed) == event
     assert (parsed.id, parsed.account_id) == (event_id, str(account_id))

@@ -17,8 +17,7 @@ from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry
 from campaign_jobs.worker.patience import wait_for_missing
 
 MISSING_ROW_PATIENCE: Final = timedelta(minutes=10)
-# A run that is cut off is rolled back and runs again, so this only has to make that rare: a million users rank in a few
-# seconds.
+# A run that is cut off is rolled back and runs again, so this only has to make that rare.
 RUN_RESERVE_SECONDS: Final = 30.0
 
 # Tells in one snapshot which campaigns exist and takes down the requests of those alone.
@@ -78,7 +77,7 @@ class PositionJob:
         return set().union(*existing), {event.id: reason for event, reason in refused}
 
     def _run(self, campaign_id: UUID, deadline: Deadline) -> Outcome:
-        """Run until no request is left. Somebody else's run counts ours in, because we have committed before we look."""
+        """Run until no request is left. Where somebody else is running, they find ours, which is committed."""
         has_run = False
         try:
             while deadline.remaining_seconds() > RUN_RESERVE_SECONDS:

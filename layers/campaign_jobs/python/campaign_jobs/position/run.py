@@ -2,13 +2,14 @@
 
 Why no request is lost. A request is committed before anybody tries the lock, and the lock is held until the run has
 committed. Who fails to get it came while a run was going on, and that runner looks for requests again after its commit,
-in a new snapshot, which sees everything committed before. A run deletes the requests that its own snapshot sees, the one it
-counts in; later ones stay. When a runner dies, its transaction is rolled back, requests included, and relay asks again.
+in a new snapshot, which sees everything committed before. A run deletes the requests that its own snapshot sees, the
+one it counts in; later ones stay. When a runner dies, its transaction is rolled back, requests included, and relay asks
+again.
 
 Why a stale snapshot cannot commit. In REPEATABLE READ the statement that tries the lock takes the snapshot first, so
-another run may commit between the two, and this one would compare its ranking with positions that are there no more: a row
-that it believes right would be left wrong. Therefore the lock is the lock of a row that every run writes. Locking a row
-that has changed since the snapshot is a serialization failure, which repeats the run in a new snapshot.
+another run may commit between the two, and this one would compare its ranking with positions that are there no more: a
+row that it believes right would be left wrong. Therefore the lock is the lock of a row that every run writes. Locking a
+row that has changed since the snapshot is a serialization failure, which repeats the run in a new snapshot.
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ WHERE campaign_id = %(campaign_id)s
 FOR UPDATE SKIP LOCKED
 """
 
-# The latest request that names points wins, whatever the order they come in, and only when it is later than the one that
-# the campaign has obeyed. The last SELECT sees the campaign as it was before.
+# The latest request that names points wins, whatever the order they come in, and only when it is later than the one
+# that the campaign has obeyed. The last SELECT sees the campaign as it was before.
 _TAKE_REQUESTS: Final = """
 WITH taken AS (
     DELETE FROM campaign_jobs.position_requests
@@ -164,7 +165,7 @@ class Run:
 def recalculate(database: Database, campaign_id: UUID, *, thorough: bool = False) -> Run | None:
     """Run once for a campaign; None when somebody else is running, or when nothing waits and `thorough` is not set.
 
-    A run whose requests are all events, and whose points stay as they are, ranks nothing: whatever a position depends on
+    A run whose requests are all events, and whose points stay as they are, ranks nothing: what a position depends on
     leaves a trigger's request in the very transaction that changes it (migration 0008), so the run's snapshot sees both
     or neither. A change that this snapshot sees and an earlier run's did not would therefore show here as a trigger's
     request: nobody else deletes it, and no run with an older snapshot commits after one with a newer. Without one, the

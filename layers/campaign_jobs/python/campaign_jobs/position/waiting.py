@@ -5,9 +5,8 @@ from typing import Final
 
 from campaign_jobs.database.connection import Connection
 
-
-# A campaign's row in position_runs that is locked has a runner, which will look for requests again. A runner that finds the
-# row locked by us leaves, but then there is our event. At most one each minute, so that a function that stands still does
+# A campaign's row in position_runs that is locked has a runner, which will look for requests again. A runner that finds
+# the row locked by us leaves, but then there is our event. At most one each minute, so that a function that is down does
 # not fill the topic.
 _REQUEST_WAITING: Final = """
 WITH idle AS (
