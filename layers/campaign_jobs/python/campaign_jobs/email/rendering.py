@@ -40,6 +40,7 @@ __all__ = [
 
 MAX_PART_CHARACTERS: Final = 500_000
 MAX_SUBJECT_CHARACTERS: Final = 250
+MAX_LINKS: Final = 1_000
 
 # What would end a line, disturb a mail or cannot be encoded; the HTML and text parts keep tabs and newlines.
 _CONTROL_CHARACTERS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -48,6 +49,9 @@ _LINK: Final = re.compile(
     r"""\b(href|src|action|formaction|background)\s*=\s*("[^"]*"|'[^']*'|[^\s"'>]*)""",
     re.IGNORECASE,
 )
+# A tag from its beginning to its end, which is not a ">" inside quotes.
+_WHOLE_TAG: Final = re.compile(r"""<[^>"']*(?:"[^"]*"[^>"']*|'[^']*'[^>"']*)*>""")
+_LONGEST_TAG: Final = 4_000  # whatever follows a longer one is checked as if the tag went on
 _LINK_SCHEMES: Final = ("http:", "https:", "mailto:", "tel:")
 _IMAGE_SCHEMES: Final = ("http:", "https:", "cid:")
 
@@ -234,7 +238,17 @@ def _subject(template: Template, rendered: str) -> str:
 
 
 def _checked_links(template: Template, rendered: str) -> str:
-    for link in _LINK.finditer(rendered):
+    position = links = 0
+    while link := _LINK.search(rendered, position):
+        links += 1
+        if links > MAX_LINKS:
+            raise _error(template, "html", _Problem(f"it has more than {MAX_LINKS} links", None))
+        # Not every "src=" is a link: after a tag has ended and before the next begins, it is what people read.
+        tag = rendered.rfind("<", 0, link.start())
+        if tag < 0 or _WHOLE_TAG.match(rendered, tag, min(link.start(), tag + _LONGEST_TAG)):
+            position = link.end(1)
+            continue
+        position = link.end()
         attribute = link[1].lower()
         target = link[2].strip("\"'").strip()
         allowed = _IMAGE_SCHEMES if attribute in ("src", "background") else _LINK_SCHEMES
