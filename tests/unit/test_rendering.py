@@ -525,6 +525,11 @@ def test_what_cannot_be_encoded_or_seen_does_not_leave():
     assert (email.html, email.text) == ("a", "ab\tc\nd")
 
 
+def test_none_is_empty_whatever_the_value_is():
+    made = template(text="[{{ user_first_name }}{% for key in data %}{{ key }}{% endfor %}]")
+    assert render(made, {"user_first_name": None, "data": None}).text == "[]"
+
+
 def test_nested_data_is_left_out_and_other_values_are_the_callers_mistake():
     assert render(template(text="{{ data.a|default('-') }}"), {"data": {"a": {"b": 1}}}).text == "-"
     with pytest.raises(TypeError, match="position is of type list"):

@@ -90,7 +90,7 @@ def render(template: Template, context: Mapping[str, object]) -> RenderedEmail:
     Raises:
         TemplateError: the template is broken, does too much, or makes a mail that must not be sent.
     """
-    values = {**NOTHING, **context}
+    values = {**NOTHING, **{name: value for name, value in context.items() if value is not None}}
     values = {name: _plain(name, value) for name, value in values.items()}
     return RenderedEmail(
         subject=_subject(template, _render_part(template, "subject", template.subject, values)),
