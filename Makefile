@@ -18,6 +18,9 @@ CDK := node_modules/.installed
 
 install = $(VENV)/bin/python -m pip install --quiet --require-hashes -r
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+# Lambda's runtime brings boto3, so the layer leaves it and what only it needs out; pip installs the layer without
+# looking for dependencies.
+in_the_runtime = boto3 botocore python-dateutil s3transfer six urllib3
 
 ##@ See it work
 demo: $(LOCAL) ## Run a whole campaign launch on this machine, e.g. make demo ARGS="--people 1000"
@@ -41,7 +44,7 @@ format: $(DEV) ## Format the code and sort its imports
 
 format-check: $(DEV) ## Check the format
 	@echo "Checking the format ..."
-	@ruff format --check --quiet || { echo "Run 'make format'; it changes these files:"; ruff format --check; exit 1; }
+	@ruff format --check --output-format concise || { echo "Run 'make format'."; exit 1; }
 
 lint: $(DEV) ## Check for mistakes (ruff)
 	@echo "Linting ..."
@@ -71,7 +74,7 @@ lock: $(DEV) ## Write the lock files from pyproject.toml (uv); ARGS=--upgrade ta
 	@command -v uv > /dev/null || { echo "make lock needs uv: pip install uv"; exit 1; }
 	$(compile) $(ARGS) --group dev -o requirements-dev.txt
 	$(compile) -c requirements-dev.txt --group cdk -o requirements.txt
-	$(compile) -c requirements-dev.txt --group functions -o layers/dependencies/requirements.txt
+	$(compile) -c requirements-dev.txt $(in_the_runtime:%=--no-emit-package %) --group functions -o layers/dependencies/requirements.txt
 	$(compile) -c requirements-dev.txt --group local -o local/requirements.txt
 
 clean: ## Remove what these targets made, the environment included (Kafka's jars stay in the user's cache)
