@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from campaign_jobs.errors import CampaignJobsError
-from local.processes import in_lasting_thread, die_with_parent
+from local.processes import die_with_parent, in_lasting_thread
 from local.runtime import receive_frame, send_frame
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent

@@ -264,41 +264,54 @@ def test_close_ends_the_process(environment: Make) -> None:
     sample.close()
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_it_dies_with_its_parent_even_in_the_midst_of_an_invocation(tmp_path: Path, *, busy: bool) -> None:
+@pytest.mark.parametrize(
+    "state",
+    [
+        "idle",
+        "busy",
+        pytest.param(
+            "stopped",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the kernel to"),
+        ),
+    ],
+)
+def test_it_dies_with_its_parent_whatever_it_is_doing(tmp_path: Path, state: str) -> None:
     made = configuration(
         tmp_path,
         """
-        import os, time
+        import os, signal, time
 
         def handler(event, context):
-            if event["busy"]:
+            if event["state"] != "idle":
                 print("started", flush=True)
+            if event["state"] == "busy":
                 time.sleep(600)
+            if event["state"] == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
             return os.getpid()
         """,
     )
     program = textwrap.dedent(
         """
-        import json, sys, threading
+        import sys, threading
         from pathlib import Path
         from local.functions import FunctionConfiguration, FunctionEnvironment
-        handler, log_dir, busy = sys.argv[1:]
+        handler, log_dir, state = sys.argv[1:]
         started = threading.Event()
         sample = FunctionEnvironment(FunctionConfiguration(
             name="sample", handler=Path(handler), timeout_seconds=60, memory_mb=128, log_dir=Path(log_dir),
             on_log_line=lambda *_: started.set(),
         ))
-        pid = sample.invoke({"busy": False})
-        if busy == "True":
-            threading.Thread(target=sample.invoke, args=({"busy": True},), daemon=True).start()
+        pid = sample.invoke({"state": "idle"})
+        if state != "idle":
+            threading.Thread(target=sample.invoke, args=({"state": state},), daemon=True).start()
             started.wait()
         print(pid, flush=True)
         sys.stdin.read()
         """
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(made.handler), str(made.log_dir), str(busy)],
+        [sys.executable, "-c", program, str(made.handler), str(made.log_dir), state],
         env={**os.environ, "PYTHONPATH": PYTHON_PATH},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -306,19 +319,19 @@ def test_it_dies_with_its_parent_even_in_the_midst_of_an_invocation(tmp_path: Pa
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         os.kill(pid, 0)
+        if state == "stopped":
+            while _state(pid) != "T":
+                threading.Event().wait(0.01)
         parent.kill()
-    while _alive(pid):
+    # Where nobody reaps orphans, it stays as a zombie.
+    while _state(pid) not in (None, "Z"):
         threading.Event().wait(0.01)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{pid}/stat")
-    # Where nobody reaps orphans, it stays as a zombie.
-    return not (status.exists() and status.read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] == "Z")
+def _state(pid: int) -> str | None:
+    """The process's state as ps(1) shows it, or None when it is gone."""
+    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()[:1] or None
 
 
 def test_environments_of_a_function_run_side_by_side_up_to_its_concurrency(tmp_path: Path) -> None:

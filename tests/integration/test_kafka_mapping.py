@@ -207,9 +207,16 @@ def test_a_batch_waits_for_its_window_unless_it_is_full(mapping: Make, publish: 
     assert [len(records([event])) for event in function.events] == [3, 3]
 
 
-def test_a_payload_stays_within_six_megabytes(mapping: Make, publish: Publish) -> None:
+def test_a_payload_stays_within_six_megabytes_and_what_no_longer_fits_is_not_committed(
+    mapping: Make, publish: Publish, committed: Callable[[], dict[int, int]]
+) -> None:
     publish([(n % 2, bytes(900_000)) for n in range(12)])
-    function = Recorder()
+    function: Recorder
+
+    def look(_: Event) -> None:
+        assert sum(committed().values()) == len(places(function.done))
+
+    function = Recorder(look)
     until(mapping(function, batch_size=100, batching_window_seconds=1).caught_up, "all is delivered")
     sizes = [len(json.dumps(event)) for event in function.events]
     assert max(sizes) <= MAX_PAYLOAD_BYTES
