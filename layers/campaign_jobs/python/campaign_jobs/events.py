@@ -263,7 +263,7 @@ def as_value(event: Event) -> bytes:
 def read_object(value: bytes | None) -> dict[str, Any]:
     """Decode a record's value as far as needed to see whose it is: a JSON object with a text `type`.
 
-    Raises NotOurs with a reason that a person understands: too large, null, bad UTF-8, not JSON, not an object, no type.
+    Raises NotOurs with a reason that a person understands: too large, null, bad UTF-8, not JSON, no object, no type.
     """
     if value is None:
         raise NotOurs("the value is null; allowed is a JSON object")
