@@ -13,7 +13,14 @@ import pytest
 from campaign_jobs.errors import UnsafeTarget
 from campaign_jobs.reward.webhooks import guard
 from campaign_jobs.reward.webhooks.client import MAX_RESPONSE_BYTES, HttpsWebhookClient
-from tests.integration.webhook_receiver import HOST, Certificates, Receiver, make_certificates, receiving, status
+from tests.integration.webhook_receiver import (
+    HOST,
+    Certificates,
+    Receiver,
+    make_certificates,
+    receiving,
+    status,
+)
 
 BODY = b'{"type":"reward.earned"}'
 
@@ -103,14 +110,18 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     assert asked == [HOST]
 
 
-def test_the_second_address_is_tried_when_the_first_refuses(receiver: Receiver, certificates: Certificates) -> None:
+def test_the_second_address_is_tried_when_the_first_refuses(
+    receiver: Receiver, certificates: Certificates
+) -> None:
     client = client_of(
         receiver, certificates.ca_file, resolver=lambda *arguments, **named: ["127.0.0.9", "127.0.0.1"]
     )
     assert client.post(receiver.url(), BODY, {}).status == 200
 
 
-def test_an_inner_address_is_refused_and_nothing_is_sent(receiver: Receiver, certificates: Certificates) -> None:
+def test_an_inner_address_is_refused_and_nothing_is_sent(
+    receiver: Receiver, certificates: Certificates
+) -> None:
     client = client_of(receiver, certificates.ca_file, host="another.example.com")
     with pytest.raises(UnsafeTarget, match="not public"):
         client.post(receiver.url(), BODY, {})
@@ -189,7 +200,9 @@ def test_silence_ends_with_the_total_time(quick: HttpsWebhookClient, receiver: R
         released.set()
 
 
-def test_a_slow_resolver_counts_towards_the_total_time(receiver: Receiver, certificates: Certificates) -> None:
+def test_a_slow_resolver_counts_towards_the_total_time(
+    receiver: Receiver, certificates: Certificates
+) -> None:
     def resolver(host: str, port: int, *, timeout_seconds: float) -> Sequence[str]:
         time.sleep(timeout_seconds)
         return ["127.0.0.1"]
@@ -223,7 +236,10 @@ def test_no_more_than_the_limit_is_read_of_a_body(
 def test_a_head_beyond_the_limit_is_a_failure(client: HttpsWebhookClient, receiver: Receiver) -> None:
     receiver.answer(status(200, **{f"X_{number}": "x" * 10_000 for number in range(10)}))
     answer = client.post(receiver.url(), BODY, {})
-    assert (answer.status, answer.error) == (None, f"the endpoint's answer has more than {MAX_RESPONSE_BYTES} bytes")
+    assert (answer.status, answer.error) == (
+        None,
+        f"the endpoint's answer has more than {MAX_RESPONSE_BYTES} bytes",
+    )
 
 
 def test_what_is_not_http_is_a_failure(client: HttpsWebhookClient, receiver: Receiver) -> None:

@@ -112,7 +112,9 @@ def test_a_disabled_endpoint_parks_with_its_reason() -> None:
 def test_the_previous_secret_signs_until_its_end() -> None:
     assert ENDPOINT.secrets(NOW) == ["whsec_current", "whsec_previous"]
     assert ENDPOINT.secrets(SOON) == ["whsec_current"]
-    assert replace(ENDPOINT, previous_secret=None, previous_secret_until=None).secrets(NOW) == ["whsec_current"]
+    assert replace(ENDPOINT, previous_secret=None, previous_secret_until=None).secrets(NOW) == [
+        "whsec_current"
+    ]
 
 
 def test_no_secret_address_or_token_is_in_a_representation() -> None:

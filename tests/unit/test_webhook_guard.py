@@ -106,7 +106,9 @@ def test_inner_and_special_addresses_are_not_public(address: str) -> None:
         checked("https://hooks.example.com/", address)
 
 
-@pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "2606:2800:220:1:248:1893:25c8:1946", "2a00:1450:4001::1"])
+@pytest.mark.parametrize(
+    "address", [PUBLIC, "8.8.8.8", "2606:2800:220:1:248:1893:25c8:1946", "2a00:1450:4001::1"]
+)
 def test_public_addresses_pass(address: str) -> None:
     assert checked("https://hooks.example.com/", address).addresses == (address,)
 

@@ -49,7 +49,11 @@ class Endpoint:
 
     def secrets(self, now: datetime) -> list[str]:
         """The secrets in force, the current one first."""
-        if self.previous_secret is None or self.previous_secret_until is None or self.previous_secret_until <= now:
+        if (
+            self.previous_secret is None
+            or self.previous_secret_until is None
+            or self.previous_secret_until <= now
+        ):
             return [self.secret]
         return [self.secret, self.previous_secret]
 

@@ -44,7 +44,9 @@ CLAIM_MARGIN: Final = timedelta(seconds=10)
 RECORDING_SECONDS: Final = 5.0
 
 NO_TIME_LEFT: Final = Later("no time was left in this invocation", timedelta(seconds=1))
-SAME_USER_REWARD: Final = Later("another event of the batch is about the same user reward", timedelta(seconds=5))
+SAME_USER_REWARD: Final = Later(
+    "another event of the batch is about the same user reward", timedelta(seconds=5)
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class RewardJob:
         holds: list[RewardDelivery] = []
         parkings: list[tuple[RewardDelivery, str]] = []
         webhooks: list[_Webhook] = []
-        now, loaded = repeat_on_conflict(self._database, lambda connection: store.load(connection, sorted(first)))
+        now, loaded = repeat_on_conflict(
+            self._database, lambda connection: store.load(connection, sorted(first))
+        )
         for id_, delivery in sorted(first.items()):
             user_reward = loaded.get(id_)
             if user_reward is None:
@@ -137,7 +141,9 @@ class RewardJob:
     def _hand_to_email(self, mails: Sequence[RewardDelivery]) -> dict[UUID, Outcome]:
         return self._in_batch(
             mails,
-            lambda connection, rows: store.hand_to_email(connection, [(_id(row), row.event.id) for row in rows]),
+            lambda connection, rows: store.hand_to_email(
+                connection, [(_id(row), row.event.id) for row in rows]
+            ),
             key=_id,
             outcome=lambda row: Done(),
         )
@@ -188,7 +194,9 @@ class RewardJob:
         )
         claimed = [webhook for webhook in webhooks if outcomes[webhook.user_reward.id] is NO_TIME_LEFT]
         # Each pool-full waits for its slowest, so endpoints that fail come last and those of one endpoint together.
-        claimed.sort(key=lambda item: (item.endpoint.consecutive_failures, item.endpoint.id, item.user_reward.id))
+        claimed.sort(
+            key=lambda item: (item.endpoint.consecutive_failures, item.endpoint.id, item.user_reward.id)
+        )
         for start in range(0, len(claimed), self._pool_size):
             if not self._has_time(deadline):
                 self._release(claimed[start:], claim)
@@ -276,7 +284,9 @@ def _outcome(posted: _Posted, is_settled: bool, is_parked: bool) -> Outcome:
         return Rejected(reason)
     if is_parked:
         return Skipped(f"parked: {reason}, and the endpoint is disabled")
-    return Retry(reason, retry_delay(posted.webhook.delivery.attempts_spent, posted.retry_after, random.random()))
+    return Retry(
+        reason, retry_delay(posted.webhook.delivery.attempts_spent, posted.retry_after, random.random())
+    )
 
 
 def _id(delivery: RewardDelivery) -> UUID:

@@ -109,7 +109,9 @@ def settle_emailed(connection: Connection, settlements: Sequence[EmailedReward])
         return
     held = [id_ for id_, settlement in by_id.items() if settlement.result == "held"]
     # The lock keeps a case from being dismissed before held_at is there for the dismissal to find.
-    held_user_ids = [row[0] for row in connection.execute(_LOCK_HOLDING_CASES, (held,)).fetchall()] if held else []
+    held_user_ids = (
+        [row[0] for row in connection.execute(_LOCK_HOLDING_CASES, (held,)).fetchall()] if held else []
+    )
     rows = connection.execute(
         _SETTLE,
         {

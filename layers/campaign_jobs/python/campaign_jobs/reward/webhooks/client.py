@@ -81,12 +81,20 @@ class HttpsWebhookClient:
         status = retry_after = error = None
         try:
             target = guard.check(
-                url, resolve=self._resolver, timeout_seconds=self._total_seconds, test_targets=self._test_targets
+                url,
+                resolve=self._resolver,
+                timeout_seconds=self._total_seconds,
+                test_targets=self._test_targets,
             )
             status, retry_after = transport.post(
                 target,
                 body,
-                {"Content-Type": "application/json", "User-Agent": USER_AGENT, "Connection": "close", **headers},
+                {
+                    "Content-Type": "application/json",
+                    "User-Agent": USER_AGENT,
+                    "Connection": "close",
+                    **headers,
+                },
                 self._context(target.is_test_target),
                 ends_at=ends_at,
                 max_bytes=MAX_RESPONSE_BYTES,
@@ -105,7 +113,9 @@ class HttpsWebhookClient:
 
         with self._contexts_lock:
             if is_test_target not in self._contexts:
-                self._contexts[is_test_target] = transport.tls_context(self._test_ca_file if is_test_target else None)
+                self._contexts[is_test_target] = transport.tls_context(
+                    self._test_ca_file if is_test_target else None
+                )
             return self._contexts[is_test_target]
 
     def _reason(self, failure: Exception) -> str:

@@ -105,7 +105,9 @@ def check(
         raise OSError("the host name has no address")
     if not is_test_target and not all(is_public(address) for address in addresses):
         # Which address it is stays here: the answer would map our network for whoever writes URLs.
-        raise UnsafeTarget("the webhook's host has an address that is not public; allowed are public addresses only")
+        raise UnsafeTarget(
+            "the webhook's host has an address that is not public; allowed are public addresses only"
+        )
     return Target(host, port, path, addresses, is_test_target)
 
 
