@@ -6,8 +6,8 @@ from typing import Final
 from campaign_jobs.database.connection import Connection
 
 # A campaign's row in position_runs that is locked has a runner, which will look for requests again. A runner that finds
-# the row locked by us leaves, but then there is our event. At most one each minute, so that a function that is down does
-# not fill the topic.
+# the row locked by us leaves, but then there is our event. At most one a minute, so that they do not pile up in the
+# topic while the function is down.
 _REQUEST_WAITING: Final = """
 WITH idle AS (
     SELECT run.campaign_id

@@ -1,0 +1,1 @@
+"""The analytics job: what happened in each campaign, hour by hour."""
