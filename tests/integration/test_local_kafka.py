@@ -49,7 +49,7 @@ def read(consumer: Consumer, count: int) -> list[bytes | None]:
     while len(messages) < count:
         batch = consumer.consume(count - len(messages), timeout=30)
         assert batch, f"only {len(messages)} of {count} records came"
-        assert all(message.error() is None for message in batch)
+        assert [message.error() for message in batch if message.error()] == []
         messages += batch
     return [message.value() for message in messages]
 
