@@ -97,7 +97,7 @@ class Campaign:
 
     def dismiss(self, case: UUID) -> None:
         self.connection.execute(
-            "UPDATE campaign_jobs.fraud_cases SET status = 'dismissed', decided_at = now(), decision_reason = 'household'"
+            "UPDATE campaign_jobs.fraud_cases SET status = 'dismissed', decided_at = now(), decision_reason = 'seen'"
             " WHERE id = %s",
             (case,),
         )

@@ -3,7 +3,7 @@
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ class Counting:
     total_seconds = 15.0
     posts = 0
 
-    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:  # noqa: ARG002
         self.posts += 1
         return Answer(200, None, None, timedelta(milliseconds=3))
 
@@ -238,7 +238,7 @@ def test_a_dismissal_that_is_under_way_is_waited_for_and_leaves_no_mark(
     outcomes: list[object] = []
     with psycopg.connect(database_url) as dismissing:
         dismissing.execute(
-            "UPDATE campaign_jobs.fraud_cases SET status = 'dismissed', decided_at = now(), decision_reason = 'household'"
+            "UPDATE campaign_jobs.fraud_cases SET status = 'dismissed', decided_at = now(), decision_reason = 'seen'"
             " WHERE id = %s",
             (case,),
         )
@@ -376,7 +376,7 @@ def test_giving_up_fails_what_nobody_else_cares_for(
 
 
 @pytest.fixture
-def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     seen: list[object] = []
     execute = psycopg.Cursor.execute
 
@@ -385,7 +385,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
         return execute(cursor, query, *arguments, **named)
 
     monkeypatch.setattr(psycopg.Cursor, "execute", counting)
-    yield seen
+    return seen
 
 
 def test_statements_do_not_grow_with_the_batch_but_for_the_pool_fulls_recorded(

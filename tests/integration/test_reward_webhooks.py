@@ -167,7 +167,8 @@ def test_both_secrets_sign_until_the_previous_one_ends(
     reward = campaign.add_reward("webhook", endpoint)
     for offset in ("1 hour", "-1 second"):
         campaign.connection.execute(
-            "UPDATE campaign_jobs.webhook_endpoints SET previous_secret = %s, previous_secret_until = now() + %s::interval",
+            "UPDATE campaign_jobs.webhook_endpoints"
+            " SET previous_secret = %s, previous_secret_until = now() + %s::interval",
             (PREVIOUS_SECRET, offset),
         )
         assert job.process([delivery_of(campaign.earn(reward))], deadline()) == [Done()]

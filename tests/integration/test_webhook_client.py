@@ -193,7 +193,11 @@ def test_a_body_that_drips_does_not_undo_the_status(quick: HttpsWebhookClient, r
 
 def test_silence_ends_with_the_total_time(quick: HttpsWebhookClient, receiver: Receiver) -> None:
     released = threading.Event()
-    receiver.answer(lambda handler: released.wait(10))
+
+    def wait(handler: BaseHTTPRequestHandler) -> None:
+        released.wait(10)
+
+    receiver.answer(wait)
     try:
         assert quick.post(receiver.url(), BODY, {}).error == "the endpoint did not answer within 0.5 s"
     finally:
@@ -243,7 +247,10 @@ def test_a_head_beyond_the_limit_is_a_failure(client: HttpsWebhookClient, receiv
 
 
 def test_what_is_not_http_is_a_failure(client: HttpsWebhookClient, receiver: Receiver) -> None:
-    receiver.answer(lambda handler: handler.wfile.write(b"220 mail.example.com ESMTP\r\n\r\n") and None)
+    def answer_like_a_mail_server(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"220 mail.example.com ESMTP\r\n\r\n")
+
+    receiver.answer(answer_like_a_mail_server)
     answer = client.post(receiver.url(), BODY, {})
     assert answer.status is None
     assert answer.error == "the endpoint's answer is not HTTP: BadStatusLine"

@@ -110,8 +110,11 @@ Decision = DeliverByEmail | DeliverByWebhook | Hold | Park | Skipped | Later
 
 
 def decide(user_reward: UserReward) -> Decision:
-    """What to do now for an event that asks for this delivery. A campaign's status makes no difference: who has earned a
-    reward gets it, and the email job parks the mail of a paused campaign."""
+    """What to do now for an event that asks for this delivery.
+
+    A campaign's status makes no difference: who has earned a reward gets it, and the email job parks the mail of a
+    paused campaign.
+    """
     if user_reward.status in TERMINAL_STATUSES:
         return Skipped(f"the user reward is {user_reward.status}")
     if user_reward.claimed_until is not None and user_reward.claimed_until > user_reward.now:
@@ -135,7 +138,7 @@ def decide(user_reward: UserReward) -> Decision:
 
 
 def wait_for_missing(age: timedelta, patience: timedelta) -> Later | None:
-    """How to wait for a user reward that is not there, `age` after the event came; None when it has been long enough."""
+    """How to wait for a user reward that is missing, `age` after its event came; None when it has been long enough."""
     if age >= patience:
         return None
     # As long again as it has waited already, so that the looks become rarer.

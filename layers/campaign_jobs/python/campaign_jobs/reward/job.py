@@ -172,7 +172,7 @@ class RewardJob:
         key: Callable[[Row], UUID],
         outcome: Callable[[Row], Outcome],
     ) -> dict[UUID, Outcome]:
-        """Run one statement for all rows; those it leaves out changed since they were loaded, and are looked at again."""
+        """Run one statement for all rows; those it leaves out changed since they were loaded, so they come again."""
         parts, refused = in_batch(self._database, rows, work)
         changed = set[UUID]().union(*parts)
         outcomes: dict[UUID, Outcome] = {

@@ -25,7 +25,8 @@ ORDER BY cases.id FOR SHARE
 _SETTLE = """
 WITH settling AS (
     SELECT user_rewards.id, settlement.result, settlement.reason FROM campaign_jobs.user_rewards
-    JOIN unnest(%(ids)s::uuid[], %(results)s::text[], %(reasons)s::text[]) AS settlement (user_reward_id, result, reason)
+    JOIN unnest(%(ids)s::uuid[], %(results)s::text[], %(reasons)s::text[])
+        AS settlement (user_reward_id, result, reason)
         ON settlement.user_reward_id = user_rewards.id
     JOIN campaign_jobs.rewards ON rewards.id = user_rewards.reward_id AND rewards.delivery_method = 'email'
     WHERE user_rewards.claim_token IS NULL

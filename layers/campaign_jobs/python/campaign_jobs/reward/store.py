@@ -1,7 +1,7 @@
 """The reward job's SQL: each statement is for a whole batch.
 
-Claiming looks at holds, recording never does. What is recorded is guarded by the claim's token, so that only the claim's
-owner settles it.
+Claiming looks at holds, recording never does. What is recorded is guarded by the claim's token, so that only the
+claim's owner settles it.
 """
 
 from collections import defaultdict
@@ -56,7 +56,7 @@ SET status = 'delivering', claim_token = %(token)s, claimed_until = clock_timest
     held_at = NULL, parked_event_id = NULL, parked_at = NULL
 FROM free WHERE user_rewards.id = free.id
 RETURNING user_rewards.id
-"""
+"""  # noqa: S608 - constants of this module
 
 _RELEASE = """
 WITH mine AS (
@@ -82,7 +82,7 @@ SET status = 'delivering', attempts = attempts + 1, claim_token = NULL, claimed_
     held_at = NULL, parked_event_id = NULL, parked_at = NULL
 FROM free WHERE user_rewards.id = free.id
 RETURNING user_rewards.id, user_rewards.campaign_id, user_rewards.user_id, user_rewards.attempts, clock_timestamp()
-"""
+"""  # noqa: S608 - constants of this module
 
 # The lock keeps the case from being dismissed before held_at is there for the dismissal to find.
 _HOLD = f"""
@@ -96,7 +96,7 @@ UPDATE campaign_jobs.user_rewards
 SET status = 'earned', held_at = coalesce(held_at, clock_timestamp()), claim_token = NULL, claimed_until = NULL
 WHERE id = ANY(%(ids)s) AND {_FREE} AND user_id IN (SELECT user_id FROM holding)
 RETURNING id
-"""
+"""  # noqa: S608 - constants of this module
 
 _PARK = f"""
 WITH free AS (
@@ -110,7 +110,7 @@ SET status = 'earned', claim_token = NULL, claimed_until = NULL,
     parked_event_id = coalesce(parked_event_id, free.event_id), parked_at = coalesce(parked_at, clock_timestamp())
 FROM free WHERE user_rewards.id = free.id
 RETURNING user_rewards.id
-"""
+"""  # noqa: S608 - constants of this module
 
 _COUNT_ENDPOINTS = """
 WITH changing AS (
@@ -150,7 +150,8 @@ SET status = CASE WHEN user_rewards.status <> 'delivering' THEN user_rewards.sta
     parked_at = CASE WHEN stranded AND user_rewards.status = 'delivering' THEN clock_timestamp() END
 FROM (
     SELECT attempt.*, result = 'failed' AND endpoints.status = 'disabled' AS stranded
-    FROM unnest(%(ids)s::uuid[], %(endpoint_ids)s::uuid[], %(event_ids)s::text[], %(results)s::text[], %(errors)s::text[])
+    FROM unnest(%(ids)s::uuid[], %(endpoint_ids)s::uuid[], %(event_ids)s::text[], %(results)s::text[],
+            %(errors)s::text[])
         AS attempt (user_reward_id, endpoint_id, event_id, result, error)
     JOIN campaign_jobs.webhook_endpoints AS endpoints ON endpoints.id = attempt.endpoint_id
 ) AS attempt
@@ -176,7 +177,7 @@ WITH given_up AS (
 UPDATE campaign_jobs.user_rewards
 SET status = 'failed', last_error = given_up.reason, claim_token = NULL, claimed_until = NULL
 FROM given_up WHERE user_rewards.id = given_up.id
-"""
+"""  # noqa: S608 - constants of this module
 
 
 Result = Literal["delivered", "failed", "gone", "refused"]
@@ -294,7 +295,7 @@ def record(connection: Connection, attempts: Sequence[Attempt], claim: Claim) ->
 
 
 def give_up(connection: Connection, reasons: Sequence[tuple[UUID, str]]) -> None:
-    """Mark user rewards as failed, each with the reason; those that are missing or otherwise settled stay as they are."""
+    """Mark user rewards as failed, each with the reason; those missing or otherwise settled stay as they are."""
     by_id = dict(reasons)
     connection.execute(_GIVE_UP, {"ids": list(by_id), "reasons": list(by_id.values())})
 

@@ -1,7 +1,7 @@
 """Where an outgoing request may go. A tenant names the URL, so it may name our own network.
 
-A host name is resolved once, every address it has is checked, and the connection is made to an address that was checked:
-a name that answers differently the next time changes nothing.
+A host name is resolved once, every address it has is checked, and the connection is made to an address that was
+checked: a name that answers differently the next time changes nothing.
 """
 
 import ipaddress

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def resolve(host: str, port: int, *, timeout_seconds: float) -> Sequence[str]:
-    """All addresses of a host. Raises OSError when it has none, and TimeoutError (an OSError) when it takes too long."""
+    """All addresses of a host. Raises OSError when it has none, TimeoutError (an OSError) when it takes too long."""
     answers: queue.SimpleQueue[Sequence[str] | OSError] = queue.SimpleQueue()
     # getaddrinfo takes no timeout and cannot be interrupted, so a thread that nobody waits for takes its time.
     threading.Thread(target=_ask, args=(host, port, answers), daemon=True, name="webhook-resolver").start()

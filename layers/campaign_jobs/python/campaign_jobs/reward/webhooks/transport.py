@@ -102,8 +102,8 @@ def post(
 ) -> tuple[int, str | None]:
     """Send the request and return the status code and the Retry-After header.
 
-    `ends_at` is on the monotonic clock. Raises OSError (ssl.SSLError, TimeoutError and ResponseTooLarge are kinds of it)
-    or http.client.HTTPException when there was no answer.
+    `ends_at` is on the monotonic clock. Raises OSError (ssl.SSLError, TimeoutError and ResponseTooLarge are kinds of
+    it) or http.client.HTTPException when there was no answer.
     """
     connection = _PinnedConnection(target, context, ends_at=ends_at, max_bytes=max_bytes)
     try:
