@@ -1,5 +1,6 @@
 """The hourly metrics: the right hours of the right zones, and the same numbers however the runs fall."""
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from campaign_jobs.analytics.backfill import InvalidBackfill
-from campaign_jobs.analytics.job import _INSERT, METRICS, TRAILING, AnalyticsJob, AnalyticsReport
+from campaign_jobs.analytics.job import (
+    _INSERT,
+    METRICS,
+    TRAILING,
+    AnalyticsJob,
+    AnalyticsReport,
+    as_json,
+    counts,
+)
 from campaign_jobs.database.connection import Connection, Database
 
 HOUR = timedelta(hours=1)
@@ -369,3 +378,13 @@ def test_a_run_reads_its_hours_through_the_indexes(connection: Connection) -> No
         "user_rewards_delivered",
     ):
         assert f"using {index}" in plan or f"on {index}" in plan, plan
+
+
+def test_a_report_can_be_logged_and_answered(database: Database, connection: Connection) -> None:
+    Campaign(connection).sign_up(utc("2026-05-04T10:00"))
+    job = AnalyticsJob(database)
+    job.run({})
+    report = job.run({"backfill": {"from": "2026-05-04T15:30:00+05:30", "to": "2026-05-04T11:00:00Z"}})
+    answer = json.loads(json.dumps(as_json(report)))
+    assert answer["begin"] == "2026-05-04T10:00:00+00:00"
+    assert counts(report) == {"overlapped": 0, "backfilled": 1, "buckets": 1, "records": 1}

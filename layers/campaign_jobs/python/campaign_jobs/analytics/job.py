@@ -5,8 +5,8 @@ a missed run and any interval between runs give the same numbers, and a bucket t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from campaign_jobs.analytics.backfill import Backfill, InvalidBackfill, backfill_of
@@ -112,6 +112,24 @@ class AnalyticsReport:
     records: int = 0
     """What was counted, over all metrics."""
     watermark: datetime | None = None
+
+
+def counts(report: AnalyticsReport) -> dict[str, float]:
+    """The report as metrics."""
+    return {
+        "overlapped": float(report.overlapped),
+        "backfilled": float(report.backfilled),
+        "buckets": float(report.buckets),
+        "records": float(report.records),
+    }
+
+
+def as_json(report: AnalyticsReport) -> dict[str, Any]:
+    """The report for logs and for whoever invoked the function."""
+    return {
+        name: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(report).items()
+    }
 
 
 class AnalyticsJob:
