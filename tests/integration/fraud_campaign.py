@@ -49,7 +49,8 @@ class Campaign:
         user, number = uuid.uuid4(), next(self.numbers)
         self.connection.execute(
             "INSERT INTO campaign_jobs.waitlist_users (id, campaign_id, email, original_position, status, verified_at,"
-            " ip, device_fingerprint, user_agent, created_at) VALUES (%s, %s, %s, %s, 'verified', now(), %s, %s, %s, %s)",
+            " ip, device_fingerprint, user_agent, created_at)"
+            " VALUES (%s, %s, %s, %s, 'verified', now(), %s, %s, %s, %s)",
             (
                 user,
                 self.id,
@@ -67,7 +68,8 @@ class Campaign:
         referral = uuid.uuid4()
         self.connection.execute(
             "INSERT INTO campaign_jobs.referrals"
-            " (id, campaign_id, referrer_id, referred_id, status, verified_at, created_at) VALUES (%s, %s, %s, %s, 'verified', now(), %s)",
+            " (id, campaign_id, referrer_id, referred_id, status, verified_at, created_at)"
+            " VALUES (%s, %s, %s, %s, 'verified', now(), %s)",
             (referral, self.id, referrer, referred, LAUNCH + at),
         )
         return referral
