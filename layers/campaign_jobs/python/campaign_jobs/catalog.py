@@ -8,7 +8,7 @@ from typing import Final
 
 TOPIC_PARTITIONS: Final = 10
 MAX_VALUE_BYTES: Final = 262_144
-"""The longest record value we take. Kafka's own limit applies to the compressed batch, so it cannot stand in for this."""
+"""The longest record value we take. Kafka's own limit is for the compressed batch, so it cannot stand in for this."""
 
 HEARTBEAT_EVENT_TYPE: Final = "campaign-jobs.heartbeat"
 

@@ -19,7 +19,9 @@ def logger_of(service: str) -> Logger:
     return Logger(service=service, utc=True, use_rfc3339=True)
 
 
-def publish_metrics(service: str, counts: Mapping[str, float], seconds: Mapping[str, float] | None = None) -> None:
+def publish_metrics(
+    service: str, counts: Mapping[str, float], seconds: Mapping[str, float] | None = None
+) -> None:
     """Write one line of metrics in CloudWatch's embedded metric format: counts, and durations in seconds."""
     metrics = Metrics(namespace=NAMESPACE, service=service)
     for name, value in counts.items():

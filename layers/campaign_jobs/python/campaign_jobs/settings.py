@@ -1,7 +1,7 @@
 """The only reader of the process's environment.
 
-Each function has a settings class below. A field's name in capitals is the variable's name. Loading reports every missing
-or wrong variable at once, one line each, and never repeats a value that may be a secret.
+Each function has a settings class below. A field's name in capitals is the variable's name. Loading reports every
+missing or wrong variable at once, one line each, and never repeats a value that may be a secret.
 """
 
 import os

@@ -39,14 +39,16 @@ class Database:
         """
         connection = self._open()
         try:
-            # Between two transactions the isolation level is a setting of the client alone, so it leaves no state behind.
+            # Between two transactions the isolation level is the client's alone, so it leaves no state behind.
             connection.isolation_level = isolation
             with connection.transaction():
                 yield connection
         except psycopg.Error as error:
             if connection.broken or connection.closed:
                 self.close()
-                raise DatabaseUnavailable(f"the connection to PostgreSQL was lost: {_first_line(error)}") from error
+                raise DatabaseUnavailable(
+                    f"the connection to PostgreSQL was lost: {_first_line(error)}"
+                ) from error
             if _is_servers_own(error):
                 raise DatabaseUnavailable(f"PostgreSQL cannot serve: {_first_line(error)}") from error
             raise
@@ -74,7 +76,7 @@ class Database:
 
     @staticmethod
     def _answers(connection: Connection) -> bool:
-        # An environment may have been frozen for hours; whether the server hung up meanwhile shows without a round trip.
+        # An environment may have been frozen for hours; that the server hung up meanwhile shows without a round trip.
         try:
             connection.pgconn.consume_input()
         except psycopg.OperationalError:

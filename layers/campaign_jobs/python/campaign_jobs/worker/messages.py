@@ -1,4 +1,4 @@
-"""The message of retry queues and dead-letter queues: one format, so that a dead letter sent to its retry queue just works.
+"""The message of retry and dead-letter queues: one format, so that a dead letter sent to its retry queue just works.
 
 ASCII JSON. A value that is UTF-8 text stands as it came under `value`, any other as `value_base64`; of one that is too
 large only its size and hash are kept. A dead letter is the same message plus `dead_letter`: reason, attempts, job type.
@@ -53,7 +53,9 @@ def from_kafka(event: dict[str, Any], *, now: datetime) -> list[Received]:
     ]
 
 
-def body_of(received: Received, *, not_before: datetime | None = None, reason: str | None = None) -> dict[str, Any]:
+def body_of(
+    received: Received, *, not_before: datetime | None = None, reason: str | None = None
+) -> dict[str, Any]:
     """The message that hands a record on to a retry queue."""
     body: dict[str, Any] = {
         "topic": received.coordinates.topic,

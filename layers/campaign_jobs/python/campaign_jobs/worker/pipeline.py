@@ -112,7 +112,8 @@ class Pipeline:
         batch = sorted(known.values(), key=_priority)
         outcomes = self._process([item.delivery for item in batch], deadline)
         final = [
-            spent(outcome, item.received, self._job_type) for item, outcome in zip(batch, outcomes, strict=True)
+            spent(outcome, item.received, self._job_type)
+            for item, outcome in zip(batch, outcomes, strict=True)
         ]
         given_up = [
             (item.delivery, outcome.reason)

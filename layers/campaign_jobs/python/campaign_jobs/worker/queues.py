@@ -64,7 +64,9 @@ class SqsQueues:
             try:
                 answer = self._client.send_message_batch(QueueUrl=queue_url, Entries=entries)
             except (BotoCoreError, ClientError) as error:
-                raise QueueUnavailable(f"SQS did not take messages for {_name(queue_url)}: {error}") from error
+                raise QueueUnavailable(
+                    f"SQS did not take messages for {_name(queue_url)}: {error}"
+                ) from error
             failed = answer.get("Failed", [])
             if not failed:
                 return

@@ -1,0 +1,31 @@
+"""Sends the mails of a batch of email events; each of its two lanes has a mapping of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from campaign_jobs.catalog import EMAIL
+from campaign_jobs.database.connection import Database
+from campaign_jobs.email.job import EmailJob
+from campaign_jobs.email.ses import SesSender
+from campaign_jobs.settings import EmailSettings
+from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
+
+settings = EmailSettings.load()
+pipeline = Pipeline(
+    EMAIL,
+    EmailJob(
+        Database.from_settings(settings, application_name="campaign-jobs-email"),
+        SesSender(
+            pool_size=settings.kafka_worker_pool_size, configuration_set=settings.ses_configuration_set
+        ),
+        pool_size=settings.kafka_worker_pool_size,
+        default_sender=settings.default_sender,
+        default_base_url=settings.default_public_base_url,
+        missing_row_patience=settings.missing_row_patience,
+    ),
+    settings,
+)
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
+    return pipeline.handle(event, context)

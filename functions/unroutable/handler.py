@@ -1,0 +1,14 @@
+"""Dead-letters the records that no job type owns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from campaign_jobs.settings import UnroutableSettings
+from campaign_jobs.worker.pipeline import LambdaContext
+from campaign_jobs.worker.unroutable import Unroutable
+
+unroutable = Unroutable(UnroutableSettings.load())
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
+    return unroutable.handle(event, context)

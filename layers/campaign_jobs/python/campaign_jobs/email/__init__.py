@@ -1,0 +1,1 @@
+"""The email job: decide at send time, render, claim, send through SES, record."""

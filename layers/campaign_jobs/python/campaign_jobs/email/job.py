@@ -1,0 +1,260 @@
+"""The email job: load, decide, render, claim, send side by side, record a pool-full at a time."""
+
+import random
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import Final
+
+from campaign_jobs.database.batches import in_batch, repeat_on_conflict
+from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.email import store
+from campaign_jobs.email.composing import CannotCompose, Templates, compose
+from campaign_jobs.email.decisions import HELD, Busy, Missing, Park, Send, Settled, Skip, Wrong, decide
+from campaign_jobs.email.ses import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    Accepted,
+    EmailSender,
+    Failed,
+    Mail,
+    Refused,
+    SendResult,
+    Throttled,
+    Unknown,
+)
+from campaign_jobs.errors import SendingStopped, TemplateError
+from campaign_jobs.events import EmailEvent
+from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
+from campaign_jobs.worker.delivery import Deadline, Delivery
+from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
+from campaign_jobs.worker.patience import wait_for_missing
+
+CLAIM_MARGIN: Final = timedelta(seconds=30)
+"""A claim outlives its invocation by this much, for the time that ending it may take."""
+POOLFUL_SECONDS: Final = CONNECT_SECONDS + READ_SECONDS + 5
+"""The longest that sending and recording one pool-full may take; with less left, nothing more is started."""
+CLAIMED_ELSEWHERE_WAIT: Final = timedelta(seconds=5)
+THROTTLED_WAIT: Final = timedelta(seconds=2)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A mail that is rendered and may go."""
+
+    loaded: store.Loaded
+    mail: Mail
+
+    @property
+    def event_id(self) -> str:
+        return self.loaded.event.id
+
+
+class EmailJob:
+    """Sends the mails of a batch of events."""
+
+    def __init__(
+        self,
+        database: Database,
+        sender: EmailSender,
+        *,
+        pool_size: int,
+        default_sender: str,
+        default_base_url: str | None = None,
+        missing_row_patience: timedelta = timedelta(minutes=10),
+    ) -> None:
+        self._database = database
+        self._sender = sender
+        self._pool_size = pool_size
+        self._default_sender = default_sender
+        self._default_base_url = default_base_url
+        self._missing_row_patience = missing_row_patience
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._pool_size, thread_name_prefix="send")
+
+    def process(self, deliveries: Sequence[Delivery[EmailEvent]], deadline: Deadline) -> Sequence[Outcome]:
+        """Send what may be sent and write down what became of each event.
+
+        Raises SendingStopped or DatabaseUnavailable when nothing can go on; what has been sent by then is recorded
+        where that is still possible, and every claim that was not used is released.
+        """
+        loaded, templates = self._load([delivery.event for delivery in deliveries])
+        outcomes: dict[str, Outcome] = {}
+        ready: list[_Ready] = []
+        aside: list[store.SetAside] = []
+        for delivery, item in zip(deliveries, loaded, strict=True):
+            event = item.event
+            match decide(event.data, item.state):
+                case Send():
+                    try:
+                        mail = compose(
+                            item,
+                            templates,
+                            default_sender=self._default_sender,
+                            default_base_url=self._default_base_url,
+                        )
+                        ready.append(_Ready(item, mail))
+                    except (TemplateError, CannotCompose) as error:
+                        outcomes[event.id] = Rejected(str(error))
+                case Skip(reason):
+                    aside.append(store.SetAside(event, "skipped", reason))
+                case Park(reason):
+                    aside.append(store.SetAside(event, "parked", reason))
+                case Settled("accepted"):
+                    outcomes[event.id] = Done()
+                case Settled(status):
+                    outcomes[event.id] = Skipped(f"{status} before")
+                case Busy(until):
+                    outcomes[event.id] = Later("the mail is claimed by somebody else", until - item.state.now)
+                case Missing(what):
+                    outcomes[event.id] = wait_for_missing(delivery, what, self._missing_row_patience)
+                case Wrong(reason):
+                    outcomes[event.id] = Rejected(reason)
+        outcomes |= self._set_aside(aside)
+        outcomes |= self._send_all(ready, deadline)
+        return [outcomes[delivery.event.id] for delivery in deliveries]
+
+    def give_up(self, given_up: Sequence[tuple[Delivery[EmailEvent], str]]) -> None:
+        """Mark the mails as failed, and the rewards that they would have delivered."""
+        self._set_aside([store.SetAside(delivery.event, "failed", reason) for delivery, reason in given_up])
+
+    def _load(self, events: Sequence[EmailEvent]) -> tuple[list[store.Loaded], Templates]:
+        with self._database.transaction() as connection:
+            return store.load(connection, events), Templates(store.load_templates(connection, events))
+
+    def _set_aside(self, items: Sequence[store.SetAside]) -> dict[str, Outcome]:
+        def work(connection: Connection, rows: Sequence[store.SetAside]) -> set[str]:
+            written = store.set_aside(connection, rows)
+            settle_emailed(
+                connection,
+                [
+                    EmailedReward(
+                        row.event.data.user_reward_id, "held" if row.reason == HELD else "failed", row.reason
+                    )
+                    for row in rows
+                    if row.event.data.type == "reward_earned"
+                    and row.event.data.user_reward_id is not None
+                    and row.status != "parked"
+                    and row.event.id in written
+                ],
+            )
+            return written
+
+        ordered = sorted(items, key=lambda item: item.event.id)
+        _, refused = in_batch(self._database, ordered, work)
+        outcomes: dict[str, Outcome] = {
+            item.event.id: Skipped(f"parked: {item.reason}" if item.status == "parked" else item.reason)
+            for item in items
+        }
+        return outcomes | {item.event.id: Retry(reason) for item, reason in refused}
+
+    def _send_all(self, ready: Sequence[_Ready], deadline: Deadline) -> dict[str, Outcome]:
+        if not ready:
+            return {}
+        claim_token = uuid.uuid4()
+        claim_for = timedelta(seconds=deadline.remaining_seconds()) + CLAIM_MARGIN
+        claimed_ids, outcomes = self._claim(ready, claim_token, claim_for)
+        waiting = [item for item in ready if item.event_id in claimed_ids]
+        while waiting and deadline.remaining_seconds() > POOLFUL_SECONDS:
+            poolful, waiting = waiting[: self._pool_size], waiting[self._pool_size :]
+            answers = self._send_side_by_side(poolful)
+            stopped = next((answer for answer in answers if isinstance(answer, SendingStopped)), None)
+            recorded = [(item, answer) for item, answer in zip(poolful, answers, strict=True)]
+            if stopped is not None:
+                recorded += [(item, stopped) for item in waiting]
+            self._record(recorded, claim_token)
+            if stopped is not None:
+                raise stopped
+            outcomes |= {item.event_id: _outcome(answer, claim_for) for item, answer in recorded}
+        if waiting:
+            no_time = Failed("no time was left in this invocation")
+            self._record([(item, no_time) for item in waiting], claim_token)
+            outcomes |= {item.event_id: Later(no_time.reason, timedelta()) for item in waiting}
+        return outcomes
+
+    def _claim(
+        self, ready: Sequence[_Ready], claim_token: uuid.UUID, claim_for: timedelta
+    ) -> tuple[set[str], dict[str, Outcome]]:
+        ordered = sorted((item.loaded for item in ready), key=lambda item: item.event.id)
+        claimed, refused = in_batch(
+            self._database,
+            ordered,
+            lambda connection, rows: store.claim(
+                connection, rows, claim_token=claim_token, claim_for=claim_for
+            ),
+        )
+        ids = set().union(*claimed)
+        elsewhere = Later("the mail is claimed by somebody else", CLAIMED_ELSEWHERE_WAIT)
+        outcomes: dict[str, Outcome] = {
+            item.event_id: elsewhere for item in ready if item.event_id not in ids
+        }
+        return ids, outcomes | {item.event.id: Retry(reason) for item, reason in refused}
+
+    def _send_side_by_side(self, poolful: Sequence[_Ready]) -> list[SendResult | SendingStopped]:
+        def send(item: _Ready) -> SendResult | SendingStopped:
+            try:
+                return self._sender.send(item.mail)
+            except SendingStopped as error:
+                # Kept until its neighbours are recorded; the mail itself did not go.
+                return error
+
+        return list(self._pool.map(send, poolful))
+
+    def _record(
+        self, answers: Sequence[tuple[_Ready, SendResult | SendingStopped]], claim_token: uuid.UUID
+    ) -> None:
+        """Write down what is known. A mail without an answer keeps its claim, and may be sent again after it."""
+        results = [
+            result for item, answer in answers if (result := _result(item.event_id, answer)) is not None
+        ]
+        if not results:
+            return
+        accepted = {result.event_id for result in results if result.status == "accepted"}
+
+        def work(connection: Connection) -> None:
+            recorded = store.record(connection, results, claim_token=claim_token)
+            settle_emailed(
+                connection,
+                [
+                    EmailedReward(user_reward_id, "accepted", None)
+                    for event_id, user_reward_id in recorded
+                    if event_id in accepted and user_reward_id is not None
+                ],
+            )
+
+        repeat_on_conflict(self._database, work)
+
+
+def _result(event_id: str, answer: SendResult | SendingStopped) -> store.Result | None:
+    match answer:
+        case Accepted(message_id):
+            return store.Result(event_id, "accepted", ses_message_id=message_id)
+        case Unknown():
+            return None
+        case Throttled():
+            return store.Result(event_id, "released", "over the account's rate")
+        case Failed(reason) | Refused(reason):
+            return store.Result(event_id, "released", reason)
+        case SendingStopped():
+            return store.Result(event_id, "released", "SES does not send for this account")
+
+
+def _outcome(answer: SendResult | SendingStopped, claim_for: timedelta) -> Outcome:
+    match answer:
+        case Accepted():
+            return Done()
+        case Refused(reason):
+            return Rejected(reason)
+        case Throttled():
+            return Later("over the account's rate", THROTTLED_WAIT * random.uniform(0.5, 1.5))
+        case Failed(reason):
+            return Retry(reason)
+        case Unknown(reason):
+            return Later(reason, claim_for)
+        case SendingStopped():
+            raise AssertionError("a stop ends the batch")

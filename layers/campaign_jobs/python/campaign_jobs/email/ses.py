@@ -1,0 +1,172 @@
+"""Sending one mail through SES, and what its answers mean for the job."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import formataddr
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from campaign_jobs.email.rendering import RenderedEmail
+from campaign_jobs.errors import SendingStopped
+
+if TYPE_CHECKING:
+    from mypy_boto3_sesv2 import SESV2Client
+
+CONNECT_SECONDS: Final = 5
+READ_SECONDS: Final = 10
+"""An answer takes well under a second; one that has not come by then counts as a crash."""
+
+
+@dataclass(frozen=True)
+class Mail:
+    sender_name: str | None
+    sender: str
+    reply_to: str | None
+    recipient: str
+    content: RenderedEmail
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    message_id: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """SES will never take this mail."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Throttled:
+    """Over the account's rate; never a failure of the job."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It was surely not sent, and may go another time."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """No answer came: it may have been sent or not."""
+
+    reason: str
+
+
+SendResult = Accepted | Refused | Throttled | Failed | Unknown
+
+
+class EmailSender(Protocol):
+    """Sends mails; used by several threads at once."""
+
+    def send(self, mail: Mail) -> SendResult:
+        """Send one mail, once. Raises SendingStopped when the whole account may not send."""
+        ...
+
+
+# https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendEmail.html#API_SendEmail_Errors
+_THROTTLES: Final = {
+    "TooManyRequestsException",
+    "Throttling",
+    "ThrottlingException",
+    "LimitExceededException",
+}
+_REFUSALS: Final = {"MessageRejected", "BadRequestException", "ValidationException"}
+# The account's troubles, not the mail's: the whole queue must wait, not die.
+_STOPS: Final = {
+    "SendingPausedException",
+    "AccountSuspendedException",
+    "MailFromDomainNotVerifiedException",
+    "NotFoundException",
+    "AccessDeniedException",
+    "AccessDenied",
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+    "ExpiredTokenException",
+}
+
+
+class SesSender:
+    """SES v2."""
+
+    def __init__(self, *, pool_size: int, configuration_set: str | None) -> None:
+        self._pool_size = pool_size
+        self._configuration_set = configuration_set
+
+    @cached_property
+    def _client(self) -> "SESV2Client":
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "sesv2",
+            config=Config(
+                # SES has no idempotency token, so a repetition by the SDK could be a second mail that nobody recorded.
+                retries={"total_max_attempts": 1},
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                max_pool_connections=self._pool_size,
+            ),
+        )
+
+    def warm_up(self) -> None:
+        """Make the client, before several threads ask for it at once."""
+        _ = self._client
+
+    def send(self, mail: Mail) -> SendResult:
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectTimeoutError,
+            EndpointConnectionError,
+        )
+
+        request: dict[str, Any] = {
+            "FromEmailAddress": formataddr((mail.sender_name, mail.sender))
+            if mail.sender_name
+            else mail.sender,
+            "Destination": {"ToAddresses": [mail.recipient]},
+            "Content": {
+                "Simple": {
+                    "Subject": _text(mail.content.subject),
+                    "Body": {"Html": _text(mail.content.html), "Text": _text(mail.content.text)},
+                }
+            },
+            "EmailTags": [{"Name": name, "Value": value} for name, value in mail.tags.items()],
+        }
+        if mail.reply_to is not None:
+            request["ReplyToAddresses"] = [mail.reply_to]
+        if self._configuration_set is not None:
+            request["ConfigurationSetName"] = self._configuration_set
+        try:
+            return Accepted(self._client.send_email(**request)["MessageId"])
+        except ClientError as error:
+            return _meaning(error.response)
+        except (ConnectTimeoutError, EndpointConnectionError) as error:
+            return Failed(f"SES was not reached: {type(error).__name__}")
+        except BotoCoreError as error:
+            # A read timeout, a connection that broke on the way: the mail may be out.
+            return Unknown(f"no answer from SES: {type(error).__name__}")
+
+
+def _meaning(response: Mapping[str, Any]) -> SendResult:
+    code = response.get("Error", {}).get("Code", "")
+    if code in _THROTTLES:
+        return Throttled()
+    if code in _STOPS:
+        raise SendingStopped(f"SES does not send for this account: {code}")
+    if code in _REFUSALS:
+        return Refused(f"SES refused the mail: {code}")
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status is not None and 400 <= status < 500:
+        return Refused(f"SES refused the mail: {code or status}")
+    return Failed(f"SES failed: {code or status}")
+
+
+def _text(data: str) -> dict[str, str]:
+    return {"Data": data, "Charset": "UTF-8"}

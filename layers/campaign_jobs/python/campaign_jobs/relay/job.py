@@ -1,0 +1,146 @@
+"""The relay: a rule starts it each minute, and it keeps looking, so that publishing takes a second or two."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+from campaign_jobs import outbox
+from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.email.store import release_parked as release_parked_mails
+from campaign_jobs.errors import PublishError
+from campaign_jobs.events import EVENT_ADAPTER
+from campaign_jobs.fraud.cases import release_unheld
+from campaign_jobs.position.waiting import request_waiting
+from campaign_jobs.relay.lease import Lease
+from campaign_jobs.reward.settlement import release_parked as release_parked_webhooks
+from campaign_jobs.worker.delivery import Deadline
+
+LOOK_EVERY_SECONDS: Final = 1.0
+POSITIONS_EVERY_SECONDS: Final = 60.0
+WAITED_TOO_LONG: Final = timedelta(seconds=15)
+"""A position request that is older has nobody running for it: its event was lost, or never was."""
+PUBLISH_AT_ONCE: Final = 1_000
+UNTIL_DEADLINE_SECONDS: Final = 10.0
+"""What is left when it stops looking, enough for a round that is under way."""
+
+_UNPUBLISHED: Final = """
+SELECT id, partition_key, event FROM campaign_jobs.outbox WHERE published_at IS NULL ORDER BY id LIMIT %s
+"""
+
+_PUBLISHED: Final = """
+UPDATE campaign_jobs.outbox SET published_at = clock_timestamp() WHERE id = ANY (%s)
+"""
+
+
+class Publisher(Protocol):
+    """Writes to the topic."""
+
+    def publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        """Publish (key, value) pairs; raises PublishError that names the positions of those not acknowledged."""
+        ...
+
+
+@dataclass(frozen=True)
+class RelayReport:
+    """What one run did, each a number of events."""
+
+    published: int = 0
+    parked_mails_released: int = 0
+    parked_webhooks_released: int = 0
+    held_rewards_released: int = 0
+    positions_requested: int = 0
+    rounds: int = 0
+
+
+class Relay:
+    """Moves what waits in the database on to Kafka."""
+
+    def __init__(self, database: Database, publisher: Publisher) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._positions_looked_at = float("-inf")
+
+    def run(self, deadline: Deadline) -> RelayReport:
+        """Look again and again until the deadline is near or the next tick's run waits for the lease.
+
+        Raises PublishError when Kafka does not take everything: what it took is marked, the rest waits in the outbox.
+        """
+        lease = Lease(self._database, "relay")
+        while not lease.take():
+            if deadline.remaining_seconds() < UNTIL_DEADLINE_SECONDS:
+                return RelayReport()
+            time.sleep(LOOK_EVERY_SECONDS / 2)
+        report = RelayReport()
+        try:
+            while True:
+                report = self.round(report)
+                if deadline.remaining_seconds() < UNTIL_DEADLINE_SECONDS or not lease.renew():
+                    return report
+                time.sleep(LOOK_EVERY_SECONDS)
+        finally:
+            lease.give_back()
+
+    def round(self, report: RelayReport | None = None) -> RelayReport:
+        """Look once: bring back what may go on, then publish all that waits."""
+        report = report or RelayReport()
+        with self._database.transaction() as connection:
+            mails = _release_mails(connection)
+            webhooks = release_parked_webhooks(connection)
+            rewards = release_unheld(connection)
+            positions = self._request_positions(connection)
+        return replace(
+            report,
+            published=report.published + self._publish_all(),
+            parked_mails_released=report.parked_mails_released + mails,
+            parked_webhooks_released=report.parked_webhooks_released + webhooks,
+            held_rewards_released=report.held_rewards_released + rewards,
+            positions_requested=report.positions_requested + positions,
+            rounds=report.rounds + 1,
+        )
+
+    def _request_positions(self, connection: Connection) -> int:
+        if time.monotonic() - self._positions_looked_at < POSITIONS_EVERY_SECONDS:
+            return 0
+        self._positions_looked_at = time.monotonic()
+        return request_waiting(connection, older_than=WAITED_TOO_LONG)
+
+    def _publish_all(self) -> int:
+        published = 0
+        while True:
+            with self._database.transaction() as connection:
+                rows = connection.execute(_UNPUBLISHED, [PUBLISH_AT_ONCE]).fetchall()
+            if not rows:
+                return published
+            failure: PublishError | None = None
+            try:
+                self._publisher.publish([(key, _value(event)) for _, key, event in rows])
+                acknowledged = [row[0] for row in rows]
+            except PublishError as error:
+                missing = set(error.unacknowledged) or set(range(len(rows)))
+                acknowledged = [row[0] for number, row in enumerate(rows) if number not in missing]
+                failure = error
+            with self._database.transaction() as connection:
+                connection.execute(_PUBLISHED, [acknowledged])
+            published += len(acknowledged)
+            if failure is not None:
+                raise failure
+
+
+def _release_mails(connection: Connection) -> int:
+    parked = release_parked_mails(connection, limit=PUBLISH_AT_ONCE)
+    events = [EVENT_ADAPTER.validate_python(event) for event in parked]
+    outbox.enqueue_again(connection, events)
+    return len(events)
+
+
+def _value(event: dict[str, Any]) -> bytes:
+    # As compact as the outbox measured it, or an event near the limit could never be published.
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def counts(report: RelayReport) -> dict[str, float]:
+    """The report as metrics."""
+    return {name: float(value) for name, value in asdict(report).items()}
