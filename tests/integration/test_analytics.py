@@ -388,3 +388,21 @@ def test_a_report_can_be_logged_and_answered(database: Database, connection: Con
     answer = json.loads(json.dumps(as_json(report)))
     assert answer["begin"] == "2026-05-04T10:00:00+00:00"
     assert counts(report) == {"overlapped": 0, "backfilled": 1, "buckets": 1, "records": 1}
+
+
+def test_a_backfill_counts_whole_buckets_where_hours_begin_at_half_past(
+    database: Database, connection: Connection
+) -> None:
+    kolkata = Campaign(connection, "Asia/Kolkata")
+    moments = [utc("2026-05-04T10:00"), utc("2026-05-04T11:20"), utc("2026-05-04T11:40")]
+    for metric in METRICS:
+        for moment in moments:
+            kolkata.record(metric, moment)
+    job = AnalyticsJob(database)
+    job.run({})
+    before = kolkata.metrics()
+    connection.execute("DELETE FROM campaign_jobs.campaign_metrics WHERE bucket = '2026-05-04T10:30Z'")
+    # Of the three buckets, at 9:30, 10:30 and 11:30, only the second begins in the range, and it ends after it.
+    report = job.run({"backfill": {"from": "2026-05-04T10:00:00Z", "to": "2026-05-04T11:00:00Z"}})
+    assert (report.buckets, report.records) == (1, len(METRICS))
+    assert kolkata.metrics() == before
