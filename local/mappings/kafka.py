@@ -33,7 +33,6 @@ _POLL_SECONDS: Final = 0.1
 _FIRST_BACKOFF_SECONDS: Final = 0.5
 _LAST_BACKOFF_SECONDS: Final = 10.0
 _COMMIT_RETRY_SECONDS: Final = 1.0
-_FINAL_COMMIT_SECONDS: Final = 15.0
 # Lambda's limit for functions that Kafka feeds is 14 minutes; a poller that waits for one must not be thrown out.
 _MAX_POLL_INTERVAL_MS: Final = 16 * 60 * 1000
 
@@ -150,8 +149,8 @@ class KafkaMapping:
                     self._collect(consumer)
                     if not self._stopping.is_set():
                         self._deliver(consumer)
-                self._commit_finally(consumer)
             finally:
+                # Leaving the group revokes our partitions, and with that commits what is still due.
                 consumer.close()
             log.info("%s: stopped", self.consumer_group)
         except BaseException as error:
@@ -273,14 +272,6 @@ class KafkaMapping:
                 if partition not in refused and self._uncommitted.get(partition) == offset:
                     del self._uncommitted[partition]
         self._next_commit = time.monotonic() + _COMMIT_RETRY_SECONDS if refused else 0
-
-    def _commit_finally(self, consumer: Consumer) -> None:
-        deadline = time.monotonic() + _FINAL_COMMIT_SECONDS
-        while self._uncommitted and time.monotonic() < deadline:
-            self._commit(consumer)
-            time.sleep(_POLL_SECONDS if self._uncommitted else 0)
-        if self._uncommitted:
-            log.warning("%s: stops without its last commit; records will come again", self.consumer_group)
 
     def _position(self, partition: int) -> int:
         return max(self._read.get(partition, -1), self._ends.get(partition, -1))
