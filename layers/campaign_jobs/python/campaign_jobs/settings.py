@@ -17,7 +17,7 @@ from campaign_jobs import catalog
 from campaign_jobs.errors import SettingsError
 
 
-def _setting(parse: Callable[[str], Any], default: Any = MISSING, *, secret: bool = False) -> Any:
+def setting(parse: Callable[[str], Any], default: Any = MISSING, *, secret: bool = False) -> Any:
     metadata = {"parse": parse, "secret": secret}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
@@ -184,8 +184,8 @@ def existing_file(value: str) -> Path:
 class DatabaseSettings(Settings):
     """Where PostgreSQL is: a URL, or a secret with host, port, username, password and dbname."""
 
-    database_url: str | None = _setting(postgresql_url, None, secret=True)
-    database_secret_arn: str | None = _setting(secret_arn, None)
+    database_url: str | None = setting(postgresql_url, None, secret=True)
+    database_secret_arn: str | None = setting(secret_arn, None)
 
     def problems(self) -> list[str]:
         if (self.database_url is None) == (self.database_secret_arn is None):
@@ -198,20 +198,20 @@ class DatabaseSettings(Settings):
 class KafkaSettings(Settings):
     """Where events are published."""
 
-    kafka_brokers: str = _setting(brokers)
-    kafka_job_topic: str = _setting(topic_name, catalog.DEFAULT_TOPIC)
-    kafka_auth: str = _setting(kafka_auth, "none")
+    kafka_brokers: str = setting(brokers)
+    kafka_job_topic: str = setting(topic_name, catalog.DEFAULT_TOPIC)
+    kafka_auth: str = setting(kafka_auth, "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventJobSettings(Settings):
     """What every function of an event job type reads besides its queues' URLs."""
 
-    kafka_job_consumer_group: str = _setting(topic_name, catalog.DEFAULT_CONSUMER_GROUP)
+    kafka_job_consumer_group: str = setting(topic_name, catalog.DEFAULT_CONSUMER_GROUP)
     # The delay before the second attempt; each later one waits twice as long.
-    retry_first_delay: timedelta = _setting(duration, timedelta(seconds=5))
+    retry_first_delay: timedelta = setting(duration, timedelta(seconds=5))
     # How long a user, campaign or reward that is not there yet is waited for: services publish before they commit.
-    missing_row_patience: timedelta = _setting(duration, timedelta(minutes=10))
+    missing_row_patience: timedelta = setting(duration, timedelta(minutes=10))
 
     def retry_queue_url(self, lane: catalog.Lane) -> str:
         return str(getattr(self, lane.retry_queue_setting.lower()))
@@ -222,31 +222,31 @@ class EventJobSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EmailSettings(DatabaseSettings, EventJobSettings):
-    retry_queue_url_email: str = _setting(http_url)
-    retry_queue_url_email_bulk: str = _setting(http_url)
-    dead_letter_queue_url_email: str = _setting(http_url)
-    kafka_worker_pool_size: int = _setting(pool_size, 10)
+    retry_queue_url_email: str = setting(http_url)
+    retry_queue_url_email_bulk: str = setting(http_url)
+    dead_letter_queue_url_email: str = setting(http_url)
+    kafka_worker_pool_size: int = setting(pool_size, 10)
     # Used where a campaign names no sender of its own.
-    default_sender: str = _setting(email_address)
+    default_sender: str = setting(email_address)
     # Used where a campaign names no public_base_url of its own; links in mails begin with it.
-    default_public_base_url: str | None = _setting(http_url, None)
-    ses_configuration_set: str | None = _setting(text, None)
+    default_public_base_url: str | None = setting(http_url, None)
+    ses_configuration_set: str | None = setting(text, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionSettings(DatabaseSettings, EventJobSettings):
-    retry_queue_url_position: str = _setting(http_url)
-    dead_letter_queue_url_position: str = _setting(http_url)
+    retry_queue_url_position: str = setting(http_url)
+    dead_letter_queue_url_position: str = setting(http_url)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings(DatabaseSettings, EventJobSettings):
-    retry_queue_url_reward: str = _setting(http_url)
-    dead_letter_queue_url_reward: str = _setting(http_url)
-    kafka_worker_pool_size: int = _setting(pool_size, 10)
+    retry_queue_url_reward: str = setting(http_url)
+    dead_letter_queue_url_reward: str = setting(http_url)
+    kafka_worker_pool_size: int = setting(pool_size, 10)
     # Receivers on this machine that the guard of outgoing requests lets pass, for local runs and tests only.
-    webhook_test_targets: frozenset[tuple[str, int]] = _setting(host_ports, frozenset())
-    webhook_test_ca_file: Path | None = _setting(existing_file, None)
+    webhook_test_targets: frozenset[tuple[str, int]] = setting(host_ports, frozenset())
+    webhook_test_ca_file: Path | None = setting(existing_file, None)
 
     def problems(self) -> list[str]:
         if bool(self.webhook_test_targets) != (self.webhook_test_ca_file is not None):
@@ -259,23 +259,23 @@ class RewardSettings(DatabaseSettings, EventJobSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class UnroutableSettings(EventJobSettings):
-    retry_queue_url_unroutable: str = _setting(http_url)
-    dead_letter_queue_url_unroutable: str = _setting(http_url)
+    retry_queue_url_unroutable: str = setting(http_url)
+    dead_letter_queue_url_unroutable: str = setting(http_url)
     # A redriven record that has an owner by now goes to that owner's retry queue.
-    retry_queue_url_email: str = _setting(http_url)
-    retry_queue_url_email_bulk: str = _setting(http_url)
-    retry_queue_url_position: str = _setting(http_url)
-    retry_queue_url_reward: str = _setting(http_url)
+    retry_queue_url_email: str = setting(http_url)
+    retry_queue_url_email_bulk: str = setting(http_url)
+    retry_queue_url_position: str = setting(http_url)
+    retry_queue_url_reward: str = setting(http_url)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyticsSettings(DatabaseSettings):
-    analytics_interval: timedelta = _setting(schedule_interval, timedelta(hours=1))
+    analytics_interval: timedelta = setting(schedule_interval, timedelta(hours=1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FraudSettings(DatabaseSettings):
-    fraud_detection_interval: timedelta = _setting(schedule_interval, timedelta(minutes=15))
+    fraud_detection_interval: timedelta = setting(schedule_interval, timedelta(minutes=15))
 
 
 @dataclass(frozen=True, kw_only=True)

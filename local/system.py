@@ -1,0 +1,419 @@
+"""The whole system on one machine: embedded servers, stand-ins for what Lambda does, and the real handlers."""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import boto3
+import psycopg
+
+from campaign_jobs import catalog
+from campaign_jobs.database import migrations
+from campaign_jobs.database.connection import Database
+from campaign_jobs.relay.lease import Lease
+from campaign_jobs.settings import BY_FUNCTION, duration
+from local.aws import AwsStandIn
+from local.aws.preparation import prepare
+from local.functions import REPOSITORY, Function, FunctionConfiguration
+from local.kafka import KafkaBroker, create_topic
+from local.mappings.kafka import KafkaMapping
+from local.mappings.sqs import SqsMapping
+from local.postgres import PostgresServer
+from local.schedules import Schedule
+from local.settings import LocalSettings, go_duration, passed_on
+
+ENVIRONMENT: Final = "local"
+REGION: Final = "us-east-1"
+KAFKA_PORT: Final = 9092
+POSTGRES_PORT: Final = 5432
+AWS_PORT: Final = 4566
+DATABASE_NAME: Final = "campaign_jobs"
+# How many execution environments a function may have at once; each is a process.
+MAX_CONCURRENCY: Final = {"email": 3}
+DEFAULT_CONCURRENCY: Final = 2
+
+Progress = Callable[[str], None]
+log = logging.getLogger(__name__)
+
+
+class LocalSystem:
+    """Starts everything, knows when everything is quiet, and stops everything in good order."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: LocalSettings,
+        *,
+        function_settings: Mapping[str, str] | None = None,
+        progress: Progress = lambda message: None,
+        on_log_line: Callable[[str, str], None] | None = None,
+        durable: bool = True,
+    ) -> None:
+        """`directory` holds data, logs and mails; `function_settings` go to the functions besides those of ours.
+
+        `durable=False` spares the embedded PostgreSQL its fsync, for data that nobody keeps.
+        """
+        self.directory = directory.absolute()
+        self.settings = settings
+        self.mail_directory = self.directory / "mail"
+        self.log_directory = self.directory / "logs"
+        self._function_settings = dict(passed_on(os.environ)) | dict(function_settings or {})
+        self._progress = progress
+        self._on_log_line = on_log_line
+        self._durable = durable
+        self._postgres: PostgresServer | None = None
+        self._kafka: KafkaBroker | None = None
+        self._aws: AwsStandIn | None = None
+        self.database_url = ""
+        self.kafka_brokers = ""
+        self.aws_endpoint_url = ""
+        self.queue_urls: dict[str, str] = {}
+        self.functions: dict[str, Function] = {}
+        self.kafka_mappings: list[KafkaMapping] = []
+        self.sqs_mappings: list[SqsMapping] = []
+        self.schedules: dict[str, Schedule] = {}
+        self._relay_start: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # Starting
+
+    def start(self) -> None:
+        """Start everything. Raises StartError or another CampaignJobsError that says what did not work."""
+        self.log_directory.mkdir(parents=True, exist_ok=True)
+        # The three servers know nothing of each other, so they start side by side.
+        with ThreadPoolExecutor(3) as pool:
+            for started in [
+                pool.submit(self._start_postgres),
+                pool.submit(self._start_kafka),
+                pool.submit(self._start_aws),
+            ]:
+                started.result()
+        applied = migrations.apply(self.database_url)
+        self._progress(
+            f"Database schema: {len(applied)} migrations applied"
+            if applied
+            else "Database schema: up to date"
+        )
+        create_topic(self.kafka_brokers, self.settings.kafka_job_topic, partitions=catalog.TOPIC_PARTITIONS)
+        sender_domain = self.settings.default_sender.rpartition("@")[2]
+        self.queue_urls = prepare(
+            self.client("sesv2"), self.client("sqs"), [sender_domain, self.settings.default_sender]
+        )
+        self._make_functions()
+        self._start_mappings()
+        self._start_schedules()
+        self._write_endpoints()
+
+    def _start_postgres(self) -> None:
+        if self.settings.database_url is not None:
+            self.database_url = self.settings.database_url
+            self._progress("PostgreSQL: yours, from DATABASE_URL")
+            return
+        with self._timed("PostgreSQL"):
+            self._postgres = PostgresServer(
+                self.directory / "postgres", preferred_port=POSTGRES_PORT, durable=self._durable
+            )
+            self._postgres.start()
+        try:
+            self.database_url = self._postgres.create_database(DATABASE_NAME)
+        except psycopg.errors.DuplicateDatabase:
+            self.database_url = self._postgres.url(DATABASE_NAME)
+
+    def _start_kafka(self) -> None:
+        if self.settings.kafka_brokers is not None:
+            self.kafka_brokers = self.settings.kafka_brokers
+            self._progress(f"Kafka: yours, {self.kafka_brokers}")
+            return
+        with self._timed("Apache Kafka"):
+            self._kafka = KafkaBroker(
+                self.directory / "kafka", preferred_port=KAFKA_PORT, progress=self._download_progress
+            )
+            self._kafka.start()
+        self.kafka_brokers = self._kafka.bootstrap_servers
+
+    def _start_aws(self) -> None:
+        if self.settings.aws_endpoint_url is not None:
+            self.aws_endpoint_url = self.settings.aws_endpoint_url
+            self._progress(f"SES and SQS: yours, {self.aws_endpoint_url}")
+            return
+        with self._timed("SES and SQS stand-ins"):
+            self._aws = AwsStandIn(
+                self.mail_directory, preferred_port=AWS_PORT, log_file=self.log_directory / "aws.log"
+            )
+            self._aws.start()
+        self.aws_endpoint_url = self._aws.endpoint_url
+
+    def client(self, service: str) -> Any:
+        """A boto3 client for the stand-in, or for what AWS_ENDPOINT_URL names."""
+        keys = {}
+        if self._aws is not None:
+            keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
+        return boto3.client(
+            service,  # type: ignore[call-overload]
+            endpoint_url=self.aws_endpoint_url,
+            region_name=REGION,
+            **keys,
+        )
+
+    def _make_functions(self) -> None:
+        values = {
+            **self._function_settings,
+            **self.queue_urls,
+            "DATABASE_URL": self.database_url,
+            "KAFKA_BROKERS": self.kafka_brokers,
+            "KAFKA_JOB_TOPIC": self.settings.kafka_job_topic,
+            "KAFKA_JOB_CONSUMER_GROUP": self.settings.kafka_job_consumer_group,
+            "KAFKA_WORKER_POOL_SIZE": str(self.settings.kafka_worker_pool_size),
+            "ANALYTICS_INTERVAL": go_duration(self.settings.analytics_interval),
+            "FRAUD_DETECTION_INTERVAL": go_duration(self.settings.fraud_detection_interval),
+            "DEFAULT_SENDER": self.settings.default_sender,
+        }
+        for job_type in (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES):
+            wanted = BY_FUNCTION[job_type.name].environment_names()
+            self.functions[job_type.name] = Function(
+                FunctionConfiguration(
+                    name=f"campaign-jobs-{ENVIRONMENT}-{job_type.name}",
+                    handler=REPOSITORY / "functions" / job_type.name / "handler.py",
+                    environment={name: values[name] for name in wanted if name in values},
+                    timeout_seconds=job_type.timeout_seconds,
+                    memory_mb=job_type.memory_mb,
+                    log_dir=self.log_directory,
+                    aws_endpoint_url=self.aws_endpoint_url,
+                    region=REGION,
+                    on_log_line=self._on_log_line,
+                ),
+                max_concurrency=MAX_CONCURRENCY.get(job_type.name, DEFAULT_CONCURRENCY),
+            )
+
+    def _start_mappings(self) -> None:
+        for job_type in catalog.EVENT_JOB_TYPES:
+            function = self.functions[job_type.name]
+            for lane in job_type.lanes:
+                self.kafka_mappings.append(
+                    KafkaMapping(
+                        bootstrap_servers=self.kafka_brokers,
+                        topic=self.settings.kafka_job_topic,
+                        consumer_group=lane.consumer_group(self.settings.kafka_job_consumer_group),
+                        function=function,
+                        filter_pattern=lane.filter_pattern(),
+                        batch_size=lane.batch_size,
+                        batching_window_seconds=lane.batching_window_seconds,
+                    )
+                )
+                self.sqs_mappings.append(
+                    SqsMapping(
+                        sqs=self.client("sqs"),
+                        queue_url=self.queue_urls[lane.retry_queue_setting],
+                        function=function,
+                        batch_size=1,
+                        max_concurrency=2,
+                    )
+                )
+        for kafka_mapping in self.kafka_mappings:
+            kafka_mapping.start()
+        for sqs_mapping in self.sqs_mappings:
+            sqs_mapping.start()
+
+    def _start_schedules(self) -> None:
+        intervals = {
+            catalog.ANALYTICS.name: self.settings.analytics_interval,
+            catalog.FRAUD.name: self.settings.fraud_detection_interval,
+            catalog.RELAY.name: duration(catalog.RELAY.default_interval),
+        }
+        for name, interval in intervals.items():
+            schedule = Schedule(f"campaign-jobs-{ENVIRONMENT}-{name}", interval, self.functions[name])
+            self.schedules[name] = schedule
+            schedule.start()
+        # The relay's rule would start it only in a minute; follow-up events should not wait for that.
+        self._relay_start = threading.Thread(target=self._run_relay, name="first run of relay", daemon=True)
+        self._relay_start.start()
+
+    def _run_relay(self) -> None:
+        try:
+            self.schedules[catalog.RELAY.name].fire()
+        except Exception:
+            # The schedule has logged it, and the next tick makes up for it.
+            log.debug("the first run of relay failed", exc_info=True)
+
+    # Looking
+
+    def unfinished(self) -> dict[str, int]:
+        """What is still under way, each with a number; empty when everything that was published is settled.
+
+        Parked mails, held rewards and retries that are not due count as under way only while they are in a queue.
+        """
+        found: dict[str, int] = {}
+        behind = sum(not mapping.caught_up() for mapping in self.kafka_mappings)
+        found["mappings behind"] = behind
+        for mapping in self.sqs_mappings:
+            depth = mapping.depth()
+            found[mapping.queue_name] = depth.visible + depth.in_flight + depth.delayed
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            for name, statement in _WAITING.items():
+                row = connection.execute(statement).fetchone()
+                assert row is not None
+                found[name] = row[0]
+        return {name: count for name, count in found.items() if count}
+
+    def wait_until_quiet(
+        self, *, timeout_seconds: float, on_look: Callable[[dict[str, int]], None] = lambda unfinished: None
+    ) -> None:
+        """Wait until nothing is under way, seen twice in a row, since one part may be handing over to the next.
+
+        Raises TimeoutError that names what is still under way.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        quiet = 0
+        while True:
+            unfinished = self.unfinished()
+            on_look(unfinished)
+            quiet = 0 if unfinished else quiet + 1
+            if quiet == 2:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {timeout_seconds:g} s still under way: {unfinished}")
+            time.sleep(0.5)
+
+    def summary(self) -> str:
+        """The start-up summary: what runs, how, and where to look."""
+        settings = self.settings
+        return "\n".join(
+            [
+                "Kafka job worker server configuration:",
+                f"  - Event-driven jobs: {settings.kafka_worker_pool_size} concurrent workers",
+                f"  - Kafka brokers: [{self.kafka_brokers}]",
+                f"  - Kafka topic: {settings.kafka_job_topic}",
+                f"  - Consumer group: {settings.kafka_job_consumer_group}",
+                f"  - Analytics aggregation: every {go_duration(settings.analytics_interval)}",
+                f"  - Fraud detection: every {go_duration(settings.fraud_detection_interval)}",
+                "",
+                "Where to look:",
+                f"  - PostgreSQL     {_without_password(self.database_url)}",
+                f"  - SES and SQS    {self.aws_endpoint_url}",
+                f"  - Mails          {self._shown(self.mail_directory / 'index.html')}",
+                f"  - Logs           {self._shown(self.log_directory)}",
+                f"  - Addresses      {self._shown(self.directory / 'endpoints.json')}",
+                f"  - For your shell {self._shown(self.directory / 'env')}",
+            ]
+        )
+
+    def _shown(self, path: Path) -> str:
+        try:
+            return str(path.relative_to(Path.cwd()))
+        except ValueError:
+            return str(path)
+
+    # Stopping
+
+    def stop(self) -> None:
+        """Stop polling, let what is in flight finish, commit, then end everything that was started."""
+        for name in ("endpoints.json", "env"):
+            (self.directory / name).unlink(missing_ok=True)
+        waiting: list[Callable[[], object]] = [
+            *(mapping.stop for mapping in self.kafka_mappings),
+            *(mapping.stop for mapping in self.sqs_mappings),
+            *(schedule.stop for schedule in self.schedules.values()),
+        ]
+        if self._relay_start is not None:
+            waiting += [self._ask_relay_to_yield, self._relay_start.join]
+        if waiting:
+            self._progress("Stopping: polling ends, batches in flight finish, offsets are committed ...")
+            with ThreadPoolExecutor(len(waiting)) as pool:
+                for stopped in [pool.submit(stop) for stop in waiting]:
+                    stopped.result()
+        for function in self.functions.values():
+            function.close()
+        for server in (self._aws, self._kafka, self._postgres):
+            if server is not None:
+                server.stop()
+
+    def _ask_relay_to_yield(self) -> None:
+        """The relay yields to whoever waits for its lease, so a stop need not wait for the end of its minute."""
+        database = Database(self.database_url)
+        try:
+            lease = Lease(database, catalog.RELAY.name)
+            while not lease.take():
+                time.sleep(0.2)
+            lease.give_back()
+        finally:
+            database.close()
+
+    # Telling
+
+    def _write_endpoints(self) -> None:
+        endpoints = {
+            "kafka": self.kafka_brokers,
+            "database_url": self.database_url,
+            "aws_endpoint_url": self.aws_endpoint_url,
+            "topic": self.settings.kafka_job_topic,
+        }
+        (self.directory / "endpoints.json").write_text(
+            json.dumps(endpoints, indent=2) + "\n", encoding="utf-8"
+        )
+        variables = {
+            "KAFKA_BROKERS": self.kafka_brokers,
+            "KAFKA_JOB_TOPIC": self.settings.kafka_job_topic,
+            "DATABASE_URL": self.database_url,
+            "AWS_ENDPOINT_URL": self.aws_endpoint_url,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            **({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"} if self._aws else {}),
+            **self.queue_urls,
+        }
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        (self.directory / "env").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._progress(f"{what}: started in {time.monotonic() - started:.1f} s")
+
+    def _download_progress(self, message: str, done: int, total: int) -> None:
+        if total and (done == total or done % 10 == 0):
+            self._progress(f"{message} ({done} of {total})")
+
+
+# Rows that somebody still has to do something about.
+_WAITING: Final = {
+    "outbox": "SELECT count(*) FROM campaign_jobs.outbox WHERE published_at IS NULL",
+    "position requests": "SELECT count(*) FROM campaign_jobs.position_requests",
+    "mails being sent": "SELECT count(*) FROM campaign_jobs.email_messages WHERE status = 'claimed'",
+    "rewards being delivered": "SELECT count(*) FROM campaign_jobs.user_rewards WHERE status = 'delivering'",
+}
+
+
+def fresh_directory(directory: Path) -> Path:
+    """`directory`, emptied."""
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def _without_password(url: str) -> str:
+    before, at, after = url.rpartition("@")
+    scheme, slashes, user = before.partition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{after}" if at else url
