@@ -1,5 +1,6 @@
 """One PostgreSQL server and one Kafka broker for the whole run; each test gets a database and a topic of its own."""
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,12 @@ TEMPLATE_DATABASE = "campaign_jobs_template"
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with PostgresServer(tmp_path_factory.mktemp("postgres") / "data", durable=False) as server:
+def postgres_server() -> Iterator[PostgresServer]:
+    # Not below pytest's own directory, which each run closes to other users: as root, the server runs as another one.
+    with (
+        tempfile.TemporaryDirectory(prefix="campaign-jobs-postgres-") as directory,
+        PostgresServer(Path(directory) / "data", durable=False) as server,
+    ):
         migrations.apply(server.create_database(TEMPLATE_DATABASE))
         yield server
 

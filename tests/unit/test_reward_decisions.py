@@ -20,7 +20,6 @@ from campaign_jobs.reward.decisions import (
     decide,
     is_delivered,
     retry_delay,
-    wait_for_missing,
 )
 from campaign_jobs.reward.webhooks.client import parse_retry_after
 from campaign_jobs.worker.outcomes import Later, Skipped
@@ -121,17 +120,6 @@ def test_no_secret_address_or_token_is_in_a_representation() -> None:
     shown = repr(user_reward())
     for text in ("whsec_", "t0ken", "person@example.com", "c0de"):
         assert text not in shown
-
-
-def test_a_missing_user_reward_is_looked_for_ever_more_rarely_until_patience_ends() -> None:
-    patience = timedelta(minutes=10)
-    age, waits = timedelta(milliseconds=200), []
-    while (later := wait_for_missing(age, patience)) is not None:
-        waits.append(later.after)
-        age += later.after
-    assert age == patience
-    assert waits[:-1] == sorted(waits[:-1])
-    assert waits[0] == timedelta(seconds=1) and max(waits) == timedelta(minutes=1) and len(waits) < 20
 
 
 @given(st.integers(0, 100), st.floats(0, 1), st.timedeltas(timedelta(), timedelta(hours=24)) | st.none())

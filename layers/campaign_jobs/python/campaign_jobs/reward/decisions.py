@@ -30,7 +30,6 @@ GONE: Final = 410
 FAILURES_TO_DISABLE: Final = 10
 FAILING_TO_DISABLE: Final = timedelta(hours=24)
 
-LONGEST_WAIT_FOR_MISSING: Final = timedelta(minutes=1)
 CHANGED_MEANWHILE: Final = Later("the user reward changed meanwhile", timedelta(seconds=1))
 
 
@@ -135,15 +134,6 @@ def decide(user_reward: UserReward) -> Decision:
     if user_reward.endpoint.status == "disabled":
         return Park(user_reward.endpoint.disabled_reason or "the endpoint is disabled")
     return DeliverByWebhook(user_reward.endpoint)
-
-
-def wait_for_missing(age: timedelta, patience: timedelta) -> Later | None:
-    """How to wait for a user reward that is missing, `age` after its event came; None when it has been long enough."""
-    if age >= patience:
-        return None
-    # As long again as it has waited already, so that the looks become rarer.
-    after = min(max(age, timedelta(seconds=1)), LONGEST_WAIT_FOR_MISSING, patience - age)
-    return Later("the user reward is not there yet", after)
 
 
 def retry_delay(attempts_spent: int, retry_after: timedelta | None, jitter: float) -> timedelta:

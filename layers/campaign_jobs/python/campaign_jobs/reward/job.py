@@ -27,13 +27,13 @@ from campaign_jobs.reward.decisions import (
     decide,
     is_delivered,
     retry_delay,
-    wait_for_missing,
 )
 from campaign_jobs.reward.webhooks.client import WebhookClient
 from campaign_jobs.reward.webhooks.message import body_of
 from campaign_jobs.reward.webhooks.signing import signed_headers
 from campaign_jobs.worker.delivery import Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
+from campaign_jobs.worker.patience import wait_for_missing
 
 RewardDelivery = Delivery[RewardEvent]
 Row = TypeVar("Row")
@@ -100,13 +100,13 @@ class RewardJob:
         holds: list[RewardDelivery] = []
         parkings: list[tuple[RewardDelivery, str]] = []
         webhooks: list[_Webhook] = []
-        now, loaded = repeat_on_conflict(
+        _, loaded = repeat_on_conflict(
             self._database, lambda connection: store.load(connection, sorted(first))
         )
         for id_, delivery in sorted(first.items()):
             user_reward = loaded.get(id_)
             if user_reward is None:
-                outcomes[id_] = self._missing(now - delivery.first_received_at)
+                outcomes[id_] = wait_for_missing(delivery, "user reward", self._missing_row_patience)
                 continue
             match decide(user_reward):
                 case DeliverByEmail():
@@ -132,11 +132,6 @@ class RewardJob:
         """Mark the user rewards of dead letters as failed, each with the reason. Raises DatabaseUnavailable."""
         reasons = sorted((_id(delivery), reason) for delivery, reason in given_up)
         repeat_on_conflict(self._database, lambda connection: store.give_up(connection, reasons))
-
-    def _missing(self, age: timedelta) -> Outcome:
-        return wait_for_missing(age, self._missing_row_patience) or Rejected(
-            f"there is no such user reward, {self._missing_row_patience} after the event came"
-        )
 
     def _hand_to_email(self, mails: Sequence[RewardDelivery]) -> dict[UUID, Outcome]:
         return self._in_batch(
