@@ -33,7 +33,7 @@ def service(database_url: str) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the few seconds by which a watermark lies back, which would hide a wrong one in a test's short time."""
     statement = fraud_job._OLDEST_TRANSACTION
@@ -41,9 +41,7 @@ def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fraud_job, "_OLDEST_TRANSACTION", statement.replace("5 seconds", "0 seconds"))
 
 
-def test_the_first_run_is_full_and_the_next_looks_at_what_changed(
-    job: FraudJob, campaign: Campaign, no_margin: None
-) -> None:
+def test_the_first_run_is_full_and_the_next_looks_at_what_changed(job: FraudJob, campaign: Campaign) -> None:
     for _ in range(3):
         campaign.user(device="d")
     assert (job.run({}).full, job.run({}).full) == (True, False)
@@ -104,7 +102,7 @@ def test_evidence_that_goes_away_retracts_signals_and_cases(
 
 
 def test_the_first_account_of_a_mailbox_leaving_clears_the_second(
-    job: FraudJob, campaign: Campaign, connection: Connection, no_margin: None
+    job: FraudJob, campaign: Campaign, connection: Connection
 ) -> None:
     """The first account has no signal of its own by which it could be found."""
     first = campaign.user(email="ann@example.org")
@@ -118,7 +116,7 @@ def test_the_first_account_of_a_mailbox_leaving_clears_the_second(
 
 @pytest.mark.parametrize("how", ["deleted", "moved"])
 def test_a_referral_that_goes_away_is_noticed(
-    job: FraudJob, campaign: Campaign, connection: Connection, no_margin: None, how: str
+    job: FraudJob, campaign: Campaign, connection: Connection, how: str
 ) -> None:
     referrer, referred, other = campaign.user(device="d"), campaign.user(device="d"), campaign.user()
     referral = campaign.refer(referrer, referred)
@@ -135,7 +133,7 @@ def test_a_referral_that_goes_away_is_noticed(
 
 
 def test_a_transaction_open_across_a_run_is_seen_by_the_next(
-    job: FraudJob, campaign: Campaign, connection: Connection, service: Connection, no_margin: None
+    job: FraudJob, campaign: Campaign, connection: Connection, service: Connection
 ) -> None:
     campaign.user(device="d")
     campaign.user(device="d")
