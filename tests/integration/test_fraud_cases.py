@@ -209,3 +209,8 @@ def test_a_dismissal_during_a_run_is_not_overruled_by_it(
         run.join()
     assert [report.cases_opened for report in reports] == [1]
     assert not {user for user, *_ in open_cases(connection)} & set(users)
+    # What the person decided on stays as it was.
+    assert connection.execute(
+        "SELECT DISTINCT status, evidence #>> '{0,magnitude}' FROM campaign_jobs.fraud_cases WHERE user_id = ANY (%s)",
+        (users,),
+    ).fetchall() == [("dismissed", "4")]
