@@ -1,0 +1,198 @@
+"""On large tables, the jobs' statements find their rows through indexes.
+
+The plans are those of the statements as the jobs send them: PostgreSQL's auto_explain reports each one.
+"""
+
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from campaign_jobs.database.connection import Database
+from campaign_jobs.email.job import EmailJob
+from campaign_jobs.email.ses import Accepted, Mail, SendResult
+from campaign_jobs.events import (
+    EmailJobPayload,
+    Payload,
+    PositionRecalcJobPayload,
+    RewardDeliveryJobPayload,
+    new_event,
+)
+from campaign_jobs.position.job import PositionJob
+from campaign_jobs.relay.job import Relay
+from campaign_jobs.reward.job import RewardJob
+from campaign_jobs.reward.webhooks.client import HttpsWebhookClient
+from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
+from campaign_jobs.worker.outcomes import Done
+from local.postgres import PostgresServer
+
+PEOPLE = 40_000
+IN_SMALL_CAMPAIGN = 100
+LARGE = ("waitlist_users", "referrals", "user_rewards", "email_messages", "user_positions", "outbox")
+
+FILL = f"""
+INSERT INTO campaign_jobs.campaigns (id, name)
+VALUES (md5('large')::uuid, 'Large'), (md5('small')::uuid, 'Small');
+INSERT INTO campaign_jobs.waitlist_users
+    (id, campaign_id, email, original_position, status, verified_at, verification_token)
+SELECT md5('user' || n)::uuid,
+       CASE WHEN n <= {IN_SMALL_CAMPAIGN} THEN md5('small')::uuid ELSE md5('large')::uuid END,
+       'person' || n || '@example.org', n, 'verified', now(), 'token' || n
+FROM generate_series(1, {PEOPLE}) AS n;
+INSERT INTO campaign_jobs.referrals (id, campaign_id, referrer_id, referred_id, status, verified_at)
+SELECT md5('referral' || n)::uuid,
+       CASE WHEN n <= {IN_SMALL_CAMPAIGN} THEN md5('small')::uuid ELSE md5('large')::uuid END,
+       md5('user' || n - 1)::uuid, md5('user' || n)::uuid, 'verified', now()
+FROM generate_series(2, {PEOPLE}) AS n WHERE n <> {IN_SMALL_CAMPAIGN} + 1;
+INSERT INTO campaign_jobs.user_positions
+    (user_id, campaign_id, score, verified_referrals, position, last_enqueued_position)
+SELECT id, campaign_id, original_position, 0, original_position, original_position FROM campaign_jobs.waitlist_users;
+INSERT INTO campaign_jobs.rewards (id, campaign_id, name, type, trigger_type, delivery_method)
+SELECT md5(name)::uuid, id, name, 'custom', 'manual', 'email' FROM campaign_jobs.campaigns;
+INSERT INTO campaign_jobs.user_rewards (id, campaign_id, user_id, reward_id, status, delivered_at)
+SELECT md5('user reward' || n)::uuid, campaign_id, id,
+       CASE WHEN n <= {IN_SMALL_CAMPAIGN} THEN md5('Small')::uuid ELSE md5('Large')::uuid END,
+       CASE WHEN n <= {IN_SMALL_CAMPAIGN} THEN 'earned' ELSE 'delivered' END,
+       CASE WHEN n > {IN_SMALL_CAMPAIGN} THEN now() END
+FROM generate_series(1, {PEOPLE}) AS n JOIN campaign_jobs.waitlist_users ON id = md5('user' || n)::uuid;
+INSERT INTO campaign_jobs.email_messages
+    (event_id, type, campaign_id, user_id, once_key, status, ses_message_id, position, accepted_at)
+SELECT 'mail ' || type || n, type, campaign_id, id, CASE type WHEN 'welcome' THEN 'welcome:' || id END,
+       'accepted', 'ses' || n,
+       CASE type WHEN 'position_update' THEN original_position END, now() - interval '2 days'
+FROM generate_series({IN_SMALL_CAMPAIGN} + 1, {PEOPLE}) AS n
+JOIN campaign_jobs.waitlist_users ON id = md5('user' || n)::uuid
+CROSS JOIN (VALUES ('welcome'), ('position_update')) AS kinds (type);
+INSERT INTO campaign_jobs.outbox (event_id, partition_key, event, published_at)
+SELECT 'published ' || n, 'key', '{{}}', now() FROM generate_series(1, {PEOPLE}) AS n;
+DELETE FROM campaign_jobs.position_requests;
+"""
+
+
+class Sender:
+    def send(self, _: Mail) -> SendResult:
+        return Accepted("accepted")
+
+
+class Publisher:
+    def publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def large_database(postgres_server: PostgresServer) -> Iterator[str]:
+    url = postgres_server.create_database("query_plans", template="campaign_jobs_template")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(FILL.encode())
+        connection.execute("VACUUM ANALYZE")
+    yield url
+    postgres_server.drop_database("query_plans")
+
+
+class Plans:
+    """A database whose statements report their plans."""
+
+    def __init__(self, url: str) -> None:
+        self.seen: list[str] = []
+        settings = (
+            "session_preload_libraries=auto_explain",
+            "auto_explain.log_min_duration=0",
+            "client_min_messages=log",
+        )
+        options = " ".join(f"-c {setting}" for setting in settings)
+        self.database = Database(make_conninfo(url, options=options))
+        with self.database.transaction() as connection:
+            connection.add_notice_handler(lambda notice: self.seen.append(notice.message_primary or ""))
+
+    def scanned_whole(self) -> set[str]:
+        """The large tables of which some statement has read every row."""
+        assert any("Index" in plan for plan in self.seen), "no plan was reported"
+        return {
+            table for plan in self.seen for table in re.findall(r"Seq Scan on (\w+)", plan) if table in LARGE
+        }
+
+
+@pytest.fixture
+def plans(large_database: str) -> Iterator[Plans]:
+    plans = Plans(large_database)
+    yield plans
+    plans.database.close()
+
+
+def test_this_test_would_notice(plans: Plans) -> None:
+    with plans.database.transaction() as connection:
+        connection.execute("SELECT count(*) FROM campaign_jobs.outbox WHERE partition_key = 'other'")
+        connection.execute("SELECT event FROM campaign_jobs.outbox WHERE event_id = 'published 1'")
+    assert plans.scanned_whole() == {"outbox"}
+
+
+def test_email(plans: Plans) -> None:
+    job = EmailJob(
+        plans.database,
+        Sender(),
+        pool_size=10,
+        default_sender="a@example.com",
+        default_base_url="https://a.example",
+    )
+    users = ids(plans.database, "SELECT id FROM campaign_jobs.waitlist_users WHERE original_position <= 20")
+    small = uuid.UUID(hex=md5(plans.database, "small"))
+    payloads = [
+        EmailJobPayload(type=kind, campaign_id=small, user_id=user, milestone=3)
+        for user in users
+        for kind in ("welcome", "position_update", "milestone", "verification")
+    ]
+    outcomes = job.process(deliveries(payloads), deadline())
+    assert outcomes.count(Done()) == 40  # welcome and milestone; the others are skipped
+    assert plans.scanned_whole() == set()
+
+
+def test_reward(plans: Plans) -> None:
+    job = RewardJob(plans.database, HttpsWebhookClient(), pool_size=10)
+    earned = ids(plans.database, "SELECT id FROM campaign_jobs.user_rewards WHERE status = 'earned' LIMIT 20")
+    outcomes = job.process(
+        deliveries([RewardDeliveryJobPayload(user_reward_id=id_) for id_ in earned]), deadline()
+    )
+    assert set(outcomes) == {Done()}
+    plans.seen = [plan for plan in plans.seen if "status = 'earned'" not in plan.splitlines()[1]]
+    assert plans.scanned_whole() == set()
+
+
+def test_position_of_a_small_campaign(plans: Plans) -> None:
+    small = uuid.UUID(hex=md5(plans.database, "small"))
+    payload = PositionRecalcJobPayload(campaign_id=small, points_per_referral=2)
+    assert PositionJob(plans.database).process(deliveries([payload]), deadline()) == [Done()]
+    assert plans.scanned_whole() == set()
+
+
+def test_relay(plans: Plans) -> None:
+    Relay(plans.database, Publisher()).round()
+    assert plans.scanned_whole() == set()
+
+
+def ids(database: Database, statement: str) -> list[uuid.UUID]:
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL auto_explain.log_min_duration = -1")
+        return [row[0] for row in connection.execute(statement.encode())]
+
+
+def md5(database: Database, text: str) -> str:
+    with database.transaction() as connection:
+        row = connection.execute("SELECT md5(%s)", [text]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def deliveries(payloads: Sequence[Payload]) -> list[Delivery[object]]:
+    now = datetime.now(UTC)
+    return [
+        Delivery(new_event(payload), Coordinates("t", 0, number), 0, now)
+        for number, payload in enumerate(payloads)
+    ]
+
+
+def deadline() -> Deadline:
+    return Deadline.of_invocation(lambda: 100_000)
