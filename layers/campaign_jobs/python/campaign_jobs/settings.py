@@ -6,7 +6,7 @@ missing or wrong variable at once, one line each, and never repeats a value that
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
@@ -47,20 +47,20 @@ class Settings:
             except ValueError as error:
                 shown = "(not shown)" if item.metadata["secret"] else repr(text)
                 problems.append(f"{name}={shown}: {error}")
+        given = {name for name in cls.environment_names() if environ.get(name, "").strip()}
+        problems += cls.problems_between(given)
         if problems:
             raise SettingsError(problems)
-        loaded = cls(**values)
-        if problems := loaded.problems():
-            raise SettingsError(problems)
-        return loaded
+        return cls(**values)
 
     @classmethod
     def environment_names(cls) -> dict[str, bool]:
         """Each variable that this class reads, and whether it must be there."""
         return {item.name.upper(): item.default is MISSING for item in fields(cls)}
 
-    def problems(self) -> list[str]:
-        """What is wrong between settings that are each right; one line each."""
+    @classmethod
+    def problems_between(cls, given: Collection[str]) -> list[str]:  # noqa: ARG003  Here nothing is related.
+        """What is wrong with the variables that are given, taken together; one line each."""
         return []
 
 
@@ -82,7 +82,7 @@ def brokers(value: str) -> str:
     entries = [entry.strip() for entry in value.split(",")]
     for entry in entries:
         host, _, port = entry.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise ValueError(f"{entry!r} is not host:port; allowed is {_expected(brokers)}")
     return ",".join(entries)
 
@@ -103,7 +103,7 @@ def kafka_auth(value: str) -> str:
 
 def pool_size(value: str) -> int:
     """a whole number from 1 to 100"""
-    if not value.isdigit() or not 1 <= int(value) <= 100:
+    if not re.fullmatch("[0-9]{1,3}", value) or not 1 <= int(value) <= 100:
         raise ValueError(f"allowed is {_expected(pool_size)}")
     return int(value)
 
@@ -115,7 +115,10 @@ def duration(value: str) -> timedelta:
 
     if not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+", value):
         raise ValueError(f"allowed is {_expected(duration)}")
-    parsed: timedelta = durationpy.from_str(value)
+    try:
+        parsed: timedelta = durationpy.from_str(value)
+    except (ValueError, OverflowError):
+        parsed = timedelta()
     if parsed <= timedelta():
         raise ValueError(f"allowed is {_expected(duration)}")
     return parsed
@@ -148,7 +151,10 @@ def secret_arn(value: str) -> str:
 
 def http_url(value: str) -> str:
     """an http or https URL"""
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        raise ValueError(f"allowed is {_expected(http_url)}") from None
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(f"allowed is {_expected(http_url)}")
     return value.rstrip("/")
@@ -187,11 +193,15 @@ class DatabaseSettings(Settings):
     database_url: str | None = setting(postgresql_url, None, secret=True)
     database_secret_arn: str | None = setting(secret_arn, None)
 
-    def problems(self) -> list[str]:
-        if (self.database_url is None) == (self.database_secret_arn is None):
-            found = "neither is" if self.database_url is None else "both are"
-            return [f"DATABASE_URL and DATABASE_SECRET_ARN: {found} set; allowed is exactly one of them"]
-        return super().problems()
+    @classmethod
+    def problems_between(cls, given: Collection[str]) -> list[str]:
+        problems = super().problems_between(given)
+        if ("DATABASE_URL" in given) == ("DATABASE_SECRET_ARN" in given):
+            found = "both are" if "DATABASE_URL" in given else "neither is"
+            problems.append(
+                f"DATABASE_URL and DATABASE_SECRET_ARN: {found} set; allowed is exactly one of them"
+            )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,13 +258,14 @@ class RewardSettings(DatabaseSettings, EventJobSettings):
     webhook_test_targets: frozenset[tuple[str, int]] = setting(host_ports, frozenset())
     webhook_test_ca_file: Path | None = setting(existing_file, None)
 
-    def problems(self) -> list[str]:
-        if bool(self.webhook_test_targets) != (self.webhook_test_ca_file is not None):
-            return [
-                "WEBHOOK_TEST_TARGETS and WEBHOOK_TEST_CA_FILE: only one is set; allowed are both or none",
-                *super().problems(),
-            ]
-        return super().problems()
+    @classmethod
+    def problems_between(cls, given: Collection[str]) -> list[str]:
+        problems = super().problems_between(given)
+        if ("WEBHOOK_TEST_TARGETS" in given) != ("WEBHOOK_TEST_CA_FILE" in given):
+            problems.append(
+                "WEBHOOK_TEST_TARGETS and WEBHOOK_TEST_CA_FILE: only one is set; allowed are both or none"
+            )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
