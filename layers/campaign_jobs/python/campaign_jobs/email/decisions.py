@@ -119,6 +119,11 @@ def once_key(payload: EmailJobPayload) -> str | None:
             return None
 
 
+def exclusive_key(payload: EmailJobPayload) -> str | None:
+    """Of which only one mail may be on its way at any moment: the once-key, or a user's position updates."""
+    return f"position_update:{payload.user_id}" if payload.type == "position_update" else once_key(payload)
+
+
 def decide(payload: EmailJobPayload, state: State) -> Decision:
     """Decide about one event. What has been done comes first, then what is missing, then who must not be written to."""
     if state.message_status in ("accepted", "skipped"):
@@ -206,7 +211,7 @@ def _position(state: State) -> Decision | None:
         return Skip("the position is not better by the campaign's minimum than the one last told")
     if (
         state.last_notified_at is not None
-        and state.now < state.last_notified_at + state.position_email_cooldown
+        and state.now - state.last_notified_at < state.position_email_cooldown
     ):
         return Skip("the last position update is too recent")
     return None
