@@ -80,8 +80,10 @@ CREATE TRIGGER waitlist_users_touched BEFORE INSERT OR UPDATE ON campaign_jobs.w
 CREATE TRIGGER referrals_touched BEFORE INSERT OR UPDATE ON campaign_jobs.referrals
     FOR EACH ROW EXECUTE FUNCTION campaign_jobs.set_touched_at();
 
--- A referral that goes away, or moves to other people, leaves nothing behind to find its former sides by.
-CREATE FUNCTION campaign_jobs.touch_former_sides() RETURNS trigger LANGUAGE plpgsql AS $$
+-- A referral that goes away, or moves to other people, leaves nothing behind to find its former sides by. With its
+-- owner's rights, because touched_at is not a service's to write.
+CREATE FUNCTION campaign_jobs.touch_former_sides() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
     UPDATE campaign_jobs.waitlist_users SET touched_at = now() WHERE id IN (OLD.referrer_id, OLD.referred_id);
     RETURN NULL;
