@@ -101,6 +101,17 @@ def test_evidence_that_goes_away_retracts_signals_and_cases(
     assert (signals(connection), open_cases(connection)) == ([], [])
 
 
+def test_evidence_too_light_for_a_case_goes_away_too(
+    job: FraudJob, campaign: Campaign, connection: Connection
+) -> None:
+    users = [campaign.user(ip="192.0.2.1") for _ in range(4)]
+    job.run({})
+    assert (len(signals(connection)), open_cases(connection)) == (4, [])
+    campaign.change(users[0], ip="192.0.2.2")
+    assert job.run({}).signals_retracted == 4
+    assert (signals(connection), open_cases(connection)) == ([], [])
+
+
 def test_the_first_account_of_a_mailbox_leaving_clears_the_second(
     job: FraudJob, campaign: Campaign, connection: Connection
 ) -> None:

@@ -18,7 +18,8 @@ SELECT FROM campaign_jobs.fraud_cases AS c JOIN pg_temp.fraud_affected USING (us
 WHERE c.status = 'open' ORDER BY c.id FOR UPDATE OF c
 """
 
-# Whoever has a confirmed case is held for good, whatever else is found.
+# Whoever has a confirmed case is held for good, whatever else is found. Whose last signal is gone and who has no open
+# case, because it weighed too little for one, is not looked at.
 _READ: Final = """
 SELECT
     affected.user_id, coalesce(s.campaign_id, c.campaign_id),
@@ -32,7 +33,7 @@ LEFT JOIN campaign_jobs.fraud_dismissals AS d
 WHERE NOT EXISTS (
     SELECT FROM campaign_jobs.fraud_cases AS confirmed
     WHERE confirmed.user_id = affected.user_id AND confirmed.status = 'confirmed'
-)
+) AND (s.user_id IS NOT NULL OR c.id IS NOT NULL)
 ORDER BY affected.user_id
 """
 
