@@ -1,7 +1,7 @@
 """Signatures as Standard Webhooks 1.0 asks for (https://www.standardwebhooks.com).
 
-The `standardwebhooks` package would bring an HTTP client of its own into the layer for these few lines; the tests
-verify what is made here with that package.
+The `standardwebhooks` package signs texts where we have bytes, and replaces a timestamp's zone instead of converting
+it; the tests verify what is made here with that package.
 """
 
 import base64
