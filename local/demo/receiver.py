@@ -1,0 +1,193 @@
+"""The receivers of the launch's webhooks: a real HTTPS server with a certificate of a throwaway authority.
+
+Three endpoints: one works, one fails the first time for each delivery, one has gone. Signatures are checked here by
+what Standard Webhooks says (https://www.standardwebhooks.com), without the code that makes them.
+"""
+
+import base64
+import hashlib
+import hmac
+import ssl
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from local.demo.services import endpoint_secret
+
+ADDRESS: Final = "127.0.0.1"
+ENDPOINTS: Final = ("working", "flaky", "gone")
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request, and what it was answered."""
+
+    endpoint: str
+    webhook_id: str
+    status: int
+    is_signed: bool
+
+
+class WebhookReceiver:
+    """Listens on a free port of this machine while it is entered."""
+
+    def __init__(self, directory: Path) -> None:
+        """The authority's certificate goes into `directory`, which exists."""
+        self.ca_file = directory / "webhook-ca.pem"
+        self.received: list[Received] = []
+        self._tries: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._server = _Server(self, _tls_context(self.ca_file, directory))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    @property
+    def target(self) -> str:
+        """host:port, as WEBHOOK_TEST_TARGETS wants it."""
+        return f"{ADDRESS}:{self._server.server_address[1]}"
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return {endpoint: f"https://{self.target}/{endpoint}" for endpoint in ENDPOINTS}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, path: str, headers: dict[str, str], body: bytes) -> int:
+        """Write the request down and say which status it gets."""
+        endpoint = path.removeprefix("/")
+        webhook_id = headers.get("webhook-id", "")
+        with self._lock:
+            self._tries[webhook_id] += 1
+            if endpoint == "gone":
+                status = 410
+            elif endpoint == "flaky" and self._tries[webhook_id] == 1:
+                status = 500
+            else:
+                status = 200 if endpoint in ENDPOINTS else 404
+            self.received.append(Received(endpoint, webhook_id, status, _is_signed(endpoint, headers, body)))
+        return status
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, receiver: WebhookReceiver, context: ssl.SSLContext) -> None:
+        self.receiver = receiver
+        self.context = context
+        super().__init__((ADDRESS, 0), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        assert isinstance(self.server, _Server)
+        # In the request's own thread, so that a slow handshake holds up nobody else.
+        self.request = self.server.context.wrap_socket(self.request, server_side=True)
+        super().setup()
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        finally:
+            self.request.close()
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, _Server)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.send_response(self.server.receiver.answer(self.path, headers, body))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """What came is in `received`; nothing goes to the terminal."""
+
+
+def _is_signed(endpoint: str, headers: dict[str, str], body: bytes) -> bool:
+    key = base64.b64decode(endpoint_secret(endpoint).removeprefix("whsec_"))
+    signed = f"{headers.get('webhook-id')}.{headers.get('webhook-timestamp')}.".encode() + body
+    wanted = "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+    return any(
+        hmac.compare_digest(wanted, given) for given in headers.get("webhook-signature", "").split(" ")
+    )
+
+
+SIGNS_CERTIFICATES: Final = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def _tls_context(ca_file: Path, directory: Path) -> ssl.SSLContext:
+    """Make an authority and a certificate for this machine's own address, good for a day."""
+    authority_key, server_key = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
+    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "campaign-jobs demo")])
+    now = datetime.now(UTC)
+
+    def certificate(
+        subject: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType
+    ) -> bytes:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(authority)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(days=1))
+            # Python 3.13 checks strictly that a chain names its keys.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+            )
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=True)
+        return builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    ca_file.write_bytes(
+        certificate(
+            authority, authority_key, x509.BasicConstraints(ca=True, path_length=None), SIGNS_CERTIFICATES
+        )
+    )
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(ADDRESS))])
+    key = server_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    chain = directory / "webhook-server.pem"
+    chain.touch(mode=0o600)
+    chain.write_bytes(certificate(x509.Name([]), server_key, names) + key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain)
+    chain.unlink()
+    return context
