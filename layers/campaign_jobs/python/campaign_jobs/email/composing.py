@@ -20,7 +20,7 @@ class Templates:
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._by_id = {row["id"]: row for row in rows}
-        self._enabled = {(row["campaign_id"], row["type"]): row for row in rows if row["enabled"]}
+        self._enabled = {(row["campaign_id"], row["type"]): row for row in rows if row["applies"]}
 
     def for_event(self, event: EmailEvent) -> Template:
         """Raises CannotCompose when the event names a template that is not there for it."""
@@ -50,8 +50,9 @@ def compose(
     payload = loaded.event.data
     context = _context(loaded, row["public_base_url"] or default_base_url)
     return Mail(
-        sender_name=row["from_name"] or row["campaign_name"],
+        sender_name=_one_line(row["from_name"] or row["campaign_name"]),
         sender=row["from_email"] or default_sender,
+        foreign_sender=_domain(row["from_email"] or default_sender) != _domain(default_sender),
         reply_to=row["reply_to"],
         recipient=row["email"],
         content=render(templates.for_event(loaded.event), context),
@@ -95,6 +96,15 @@ def _context(loaded: Loaded, base_url: str | None) -> dict[str, object]:
         "unsubscribe_url": "",
         "data": payload.template_data,
     }
+
+
+def _one_line(name: str) -> str:
+    # A campaign's name may hold anything, and stands in a header here.
+    return " ".join("".join(character if character.isprintable() else " " for character in name).split())
+
+
+def _domain(address: str) -> str:
+    return address.rpartition("@")[2].lower()
 
 
 def _link(base_url: str, path: str, value: str) -> str:

@@ -9,11 +9,23 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Final
 
-from campaign_jobs.database.batches import in_batch, repeat_on_conflict
+from campaign_jobs.catalog import EMAIL, MAX_VALUE_BYTES
+from campaign_jobs.database.batches import in_batch
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
 from campaign_jobs.email.composing import CannotCompose, Templates, compose
-from campaign_jobs.email.decisions import HELD, Busy, Missing, Park, Send, Settled, Skip, Wrong, decide
+from campaign_jobs.email.decisions import (
+    HELD,
+    Busy,
+    Missing,
+    Park,
+    Send,
+    Settled,
+    Skip,
+    Wrong,
+    decide,
+    exclusive_key,
+)
 from campaign_jobs.email.ses import (
     CONNECT_SECONDS,
     READ_SECONDS,
@@ -26,8 +38,9 @@ from campaign_jobs.email.ses import (
     Throttled,
     Unknown,
 )
-from campaign_jobs.errors import SendingStopped, TemplateError
-from campaign_jobs.events import EmailEvent
+from campaign_jobs.errors import BatchStopped, TemplateError
+from campaign_jobs.events import EmailEvent, as_value
+from campaign_jobs.observability import logger_of
 from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
 from campaign_jobs.worker.delivery import Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
@@ -53,6 +66,16 @@ class _Ready:
         return self.loaded.event.id
 
 
+@dataclass(frozen=True)
+class _Broke:
+    """The sender failed in a way that nobody foresaw: the mail may have been sent or not."""
+
+    reason: str
+
+
+_Answer = SendResult | BatchStopped | _Broke
+
+
 class EmailJob:
     """Sends the mails of a batch of events."""
 
@@ -72,6 +95,7 @@ class EmailJob:
         self._default_sender = default_sender
         self._default_base_url = default_base_url
         self._missing_row_patience = missing_row_patience
+        self._logger = logger_of(EMAIL.name)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -103,6 +127,9 @@ class EmailJob:
                         outcomes[event.id] = Rejected(str(error))
                 case Skip(reason):
                     aside.append(store.SetAside(event, "skipped", reason))
+                case Park(_) if len(as_value(event)) > MAX_VALUE_BYTES:
+                    # What was left out has been filled in, and now relay could not publish it again.
+                    outcomes[event.id] = Rejected("the event is too large to be parked")
                 case Park(reason):
                     aside.append(store.SetAside(event, "parked", reason))
                 case Settled("accepted"):
@@ -163,14 +190,14 @@ class EmailJob:
         while waiting and deadline.remaining_seconds() > POOLFUL_SECONDS:
             poolful, waiting = waiting[: self._pool_size], waiting[self._pool_size :]
             answers = self._send_side_by_side(poolful)
-            stopped = next((answer for answer in answers if isinstance(answer, SendingStopped)), None)
-            recorded = [(item, answer) for item, answer in zip(poolful, answers, strict=True)]
+            stopped = next((answer for answer in answers if isinstance(answer, BatchStopped)), None)
+            answered = list(zip(poolful, answers, strict=True))
             if stopped is not None:
-                recorded += [(item, stopped) for item in waiting]
-            self._record(recorded, claim_token)
+                answered += [(item, stopped) for item in waiting]
+            refused = self._record(answered, claim_token)
             if stopped is not None:
                 raise stopped
-            outcomes |= {item.event_id: _outcome(answer, claim_for) for item, answer in recorded}
+            outcomes |= {item.event_id: _outcome(answer, claim_for) for item, answer in answered} | refused
         if waiting:
             no_time = Failed("no time was left in this invocation")
             self._record([(item, no_time) for item in waiting], claim_token)
@@ -180,7 +207,11 @@ class EmailJob:
     def _claim(
         self, ready: Sequence[_Ready], claim_token: uuid.UUID, claim_for: timedelta
     ) -> tuple[set[str], dict[str, Outcome]]:
-        ordered = sorted((item.loaded for item in ready), key=lambda item: item.event.id)
+        # The database decides between batches; inside one, the first of those that exclude each other is tried.
+        first = {
+            exclusive_key(item.loaded.event.data) or item.event_id: item.loaded for item in reversed(ready)
+        }
+        ordered = sorted(first.values(), key=lambda item: item.event.id)
         claimed, refused = in_batch(
             self._database,
             ordered,
@@ -195,29 +226,33 @@ class EmailJob:
         }
         return ids, outcomes | {item.event.id: Retry(reason) for item, reason in refused}
 
-    def _send_side_by_side(self, poolful: Sequence[_Ready]) -> list[SendResult | SendingStopped]:
-        def send(item: _Ready) -> SendResult | SendingStopped:
+    def _send_side_by_side(self, poolful: Sequence[_Ready]) -> list[_Answer]:
+        def send(item: _Ready) -> _Answer:
+            # Whatever happens is kept until its neighbors are recorded.
             try:
                 return self._sender.send(item.mail)
-            except SendingStopped as error:
-                # Kept until its neighbours are recorded; the mail itself did not go.
+            except BatchStopped as error:
                 return error
+            except Exception as error:
+                self._logger.exception("unexpected error", extra={"event_id": item.event_id})
+                return _Broke(f"unexpected {type(error).__name__}")
 
         return list(self._pool.map(send, poolful))
 
     def _record(
-        self, answers: Sequence[tuple[_Ready, SendResult | SendingStopped]], claim_token: uuid.UUID
-    ) -> None:
-        """Write down what is known. A mail without an answer keeps its claim, and may be sent again after it."""
+        self, answers: Sequence[tuple[_Ready, _Answer]], claim_token: uuid.UUID
+    ) -> dict[str, Outcome]:
+        """Write down what is known, and return the outcomes of what PostgreSQL refused.
+
+        A mail without an answer keeps its claim, and may be sent again after it.
+        """
         results = [
             result for item, answer in answers if (result := _result(item.event_id, answer)) is not None
         ]
-        if not results:
-            return
-        accepted = {result.event_id for result in results if result.status == "accepted"}
 
-        def work(connection: Connection) -> None:
-            recorded = store.record(connection, results, claim_token=claim_token)
+        def work(connection: Connection, rows: Sequence[store.Result]) -> None:
+            accepted = {result.event_id for result in rows if result.status == "accepted"}
+            recorded = store.record(connection, rows, claim_token=claim_token)
             settle_emailed(
                 connection,
                 [
@@ -227,24 +262,30 @@ class EmailJob:
                 ],
             )
 
-        repeat_on_conflict(self._database, work)
+        ordered = sorted(results, key=lambda result: result.event_id)
+        _, refused = in_batch(self._database, ordered, work)
+        # Not a retry, which would send it again.
+        return {
+            result.event_id: Rejected(f"{result.status}, but that could not be recorded: {reason}")
+            for result, reason in refused
+        }
 
 
-def _result(event_id: str, answer: SendResult | SendingStopped) -> store.Result | None:
+def _result(event_id: str, answer: _Answer) -> store.Result | None:
     match answer:
         case Accepted(message_id):
             return store.Result(event_id, "accepted", ses_message_id=message_id)
-        case Unknown():
+        case Unknown() | _Broke():
             return None
         case Throttled():
             return store.Result(event_id, "released", "over the account's rate")
         case Failed(reason) | Refused(reason):
             return store.Result(event_id, "released", reason)
-        case SendingStopped():
-            return store.Result(event_id, "released", "SES does not send for this account")
+        case BatchStopped():
+            return store.Result(event_id, "released", "the batch was stopped")
 
 
-def _outcome(answer: SendResult | SendingStopped, claim_for: timedelta) -> Outcome:
+def _outcome(answer: _Answer, claim_for: timedelta) -> Outcome:
     match answer:
         case Accepted():
             return Done()
@@ -256,5 +297,7 @@ def _outcome(answer: SendResult | SendingStopped, claim_for: timedelta) -> Outco
             return Retry(reason)
         case Unknown(reason):
             return Later(reason, claim_for)
-        case SendingStopped():
+        case _Broke(reason):
+            return Retry(reason, claim_for)
+        case BatchStopped():
             raise AssertionError("a stop ends the batch")

@@ -1,9 +1,9 @@
 """Sending one mail through SES, and what its answers mean for the job."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formataddr
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from campaign_jobs.email.rendering import RenderedEmail
@@ -21,6 +21,8 @@ READ_SECONDS: Final = 10
 class Mail:
     sender_name: str | None
     sender: str
+    foreign_sender: bool
+    """The campaign sends from a domain of its own, so that a refusal of the domain is the campaign's trouble alone."""
     reply_to: str | None
     recipient: str
     content: RenderedEmail
@@ -77,6 +79,8 @@ _THROTTLES: Final = {
     "LimitExceededException",
 }
 _REFUSALS: Final = {"MessageRejected", "BadRequestException", "ValidationException"}
+# About the domain or the address that a mail is sent from.
+_SENDER_REFUSALS: Final = {"MailFromDomainNotVerifiedException", "AccessDeniedException", "AccessDenied"}
 # The account's troubles, not the mail's: the whole queue must wait, not die.
 _STOPS: Final = {
     "SendingPausedException",
@@ -97,9 +101,18 @@ class SesSender:
     def __init__(self, *, pool_size: int, configuration_set: str | None) -> None:
         self._pool_size = pool_size
         self._configuration_set = configuration_set
+        self._building = threading.Lock()
+        self._built: SESV2Client | None = None
 
-    @cached_property
+    @property
     def _client(self) -> "SESV2Client":
+        # The threads of a pool ask for it at once, and boto3 cannot build two clients at the same time.
+        with self._building:
+            if self._built is None:
+                self._built = self._build()
+            return self._built
+
+    def _build(self) -> "SESV2Client":
         import boto3
         from botocore.config import Config
 
@@ -114,22 +127,26 @@ class SesSender:
             ),
         )
 
-    def warm_up(self) -> None:
-        """Make the client, before several threads ask for it at once."""
-        _ = self._client
-
     def send(self, mail: Mail) -> SendResult:
         from botocore.exceptions import (
             BotoCoreError,
             ClientError,
             ConnectTimeoutError,
+            CredentialRetrievalError,
             EndpointConnectionError,
+            NoCredentialsError,
+            NoRegionError,
+            ParamValidationError,
+            PartialCredentialsError,
         )
 
+        try:
+            sender = formataddr((mail.sender_name, mail.sender))
+        except UnicodeError:
+            return Refused("the sender's address is not ASCII, which SES does not take")
+
         request: dict[str, Any] = {
-            "FromEmailAddress": formataddr((mail.sender_name, mail.sender))
-            if mail.sender_name
-            else mail.sender,
+            "FromEmailAddress": sender,
             "Destination": {"ToAddresses": [mail.recipient]},
             "Content": {
                 "Simple": {
@@ -146,18 +163,29 @@ class SesSender:
         try:
             return Accepted(self._client.send_email(**request)["MessageId"])
         except ClientError as error:
-            return _meaning(error.response)
+            return _meaning(error.response, mail)
         except (ConnectTimeoutError, EndpointConnectionError) as error:
             return Failed(f"SES was not reached: {type(error).__name__}")
+        except (
+            CredentialRetrievalError,
+            NoCredentialsError,
+            NoRegionError,
+            PartialCredentialsError,
+        ) as error:
+            raise SendingStopped(f"SES cannot be asked: {type(error).__name__}") from error
+        except ParamValidationError:
+            return Refused("SES does not take such a request")
         except BotoCoreError as error:
             # A read timeout, a connection that broke on the way: the mail may be out.
             return Unknown(f"no answer from SES: {type(error).__name__}")
 
 
-def _meaning(response: Mapping[str, Any]) -> SendResult:
+def _meaning(response: Mapping[str, Any], mail: Mail) -> SendResult:
     code = response.get("Error", {}).get("Code", "")
     if code in _THROTTLES:
         return Throttled()
+    if code in _SENDER_REFUSALS and mail.foreign_sender:
+        return Refused(f"SES does not let us send from the campaign's from_email: {code}")
     if code in _STOPS:
         raise SendingStopped(f"SES does not send for this account: {code}")
     if code in _REFUSALS:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from psycopg.errors import SerializationFailure, UniqueViolation
 from psycopg.rows import dict_row
 
 from campaign_jobs.database.connection import Connection
@@ -71,7 +72,7 @@ LEFT JOIN LATERAL (
 
 # The templates that override the built-in ones for these campaigns, types and explicit ids.
 _TEMPLATES: Final = """
-SELECT id, campaign_id, type, version, enabled, subject, html, text
+SELECT id, campaign_id, type, version, enabled AND locale = 'en' AS applies, subject, html, text
 FROM campaign_jobs.email_templates
 WHERE (enabled AND locale = 'en' AND type = ANY (%(types)s)
        AND (campaign_id IS NULL OR campaign_id = ANY (%(campaign_ids)s)))
@@ -160,7 +161,7 @@ FROM unnest(%(event_ids)s::text[], %(types)s::text[], %(campaign_ids)s::uuid[], 
     AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, status, reason, parked_event)
 -- An event may be given up because these rows are not there, and then there is nothing to write it down for.
 JOIN campaign_jobs.waitlist_users AS users ON users.id = wanted.user_id AND users.campaign_id = wanted.campaign_id
-LEFT JOIN campaign_jobs.user_rewards ON user_rewards.id = wanted.user_reward_id
+LEFT JOIN campaign_jobs.user_rewards ON user_rewards.id = wanted.user_reward_id AND user_rewards.user_id = users.id
 WHERE (wanted.type = 'reward_earned') = (user_rewards.id IS NOT NULL)
 ORDER BY wanted.event_id
 ON CONFLICT (event_id) DO UPDATE
@@ -255,7 +256,11 @@ def load_templates(connection: Connection, events: Sequence[EmailEvent]) -> list
 def claim(
     connection: Connection, loaded: Sequence[Loaded], *, claim_token: UUID, claim_for: timedelta
 ) -> set[str]:
-    """Claim the mails that are to be sent, and return the ids of the events whose claim is ours."""
+    """Claim the mails that are to be sent, and return the ids of the events whose claim is ours.
+
+    No two of them may have the same exclusive key. Raises SerializationFailure where another batch claimed a rival
+    event at the same moment, for the transaction to be repeated.
+    """
     parameters = {
         **_columns([item.event for item in loaded]),
         "positions": [
@@ -268,7 +273,11 @@ def claim(
     connection.execute(_RELEASE_EXPIRED, parameters)
     claimed = {row[0] for row in connection.execute(_CLAIM_NEW, parameters)}
     if len(claimed) < len(loaded):
-        claimed |= {row[0] for row in connection.execute(_CLAIM_AGAIN, parameters)}
+        try:
+            claimed |= {row[0] for row in connection.execute(_CLAIM_AGAIN, parameters)}
+        except UniqueViolation as error:
+            # A rival's claim was committed between the look and the write; a second look sees it.
+            raise SerializationFailure("a rival event was claimed at the same moment") from error
     if any(item.event.data.type == "position_update" for item in loaded):
         claimed -= {row[0] for row in connection.execute(_RELEASE_OUTDATED, parameters)}
     return claimed
