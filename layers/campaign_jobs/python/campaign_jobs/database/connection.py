@@ -1,9 +1,10 @@
 """One connection for each execution environment, opened when it is first needed and opened again when it was lost."""
 
 import json
+import selectors
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg import IsolationLevel
@@ -55,7 +56,7 @@ class Database:
 
     def _open(self) -> Connection:
         if self._connection is not None and not (self._connection.closed or self._connection.broken):
-            if self._answers(self._connection):
+            if self._is_silent(self._connection):
                 return self._connection
             self.close()
         try:
@@ -75,13 +76,14 @@ class Database:
         return self._connection
 
     @staticmethod
-    def _answers(connection: Connection) -> bool:
-        # An environment may have been frozen for hours; that the server hung up meanwhile shows without a round trip.
-        try:
-            connection.pgconn.consume_input()
-        except psycopg.OperationalError:
-            return False
-        return connection.pgconn.status == psycopg.pq.ConnStatus.OK
+    def _is_silent(connection: Connection) -> bool:
+        """Whether nothing waits to be read: to an idle connection, a server only has to say that it hangs up.
+
+        An environment may have been frozen for hours, and this shows it without a round trip.
+        """
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.fileno(), selectors.EVENT_READ)
+            return not selector.select(timeout=0)
 
     def close(self) -> None:
         """Close the connection; the next transaction opens a new one."""
@@ -90,30 +92,40 @@ class Database:
             self._connection = None
 
 
+# Undefined table, column and function, insufficient privilege, invalid schema, and a server that is still read-only.
+_NOT_DEPLOYED_YET: Final = {"42P01", "42703", "42883", "42501", "3F000", "25006"}
+
+
 def _is_servers_own(error: psycopg.Error) -> bool:
     """Whether the trouble is the server's, not the data's, so that the same statement succeeds once it is gone.
 
-    By class of SQLSTATE: resources used up, shutting down, read-only, input/output, and a schema or a privilege that a
-    deployment has not brought yet. A cancelled statement is not among them.
+    By class of SQLSTATE: resources used up, shutting down, input/output, refused connections; and a schema or a
+    privilege that a deployment has not brought yet. A cancelled statement is not among them.
+    https://www.postgresql.org/docs/current/errcodes-appendix.html
     """
     state = error.sqlstate or ""
-    return state != "57014" and (state[:2] in ("53", "57", "58", "42", "08", "28") or state == "25006")
+    return state != "57014" and (state[:2] in ("53", "57", "58", "08", "28") or state in _NOT_DEPLOYED_YET)
 
 
 def _conninfo_from_secret(arn: str) -> str:
     import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    answer = boto3.client("secretsmanager").get_secret_value(SecretId=arn)
-    secret = json.loads(answer["SecretString"])
-    return make_conninfo(
-        host=secret["host"],
-        port=secret["port"],
-        user=secret["username"],
-        password=secret["password"],
-        dbname=secret["dbname"],
-        sslmode="verify-full",
-        sslrootcert="system",
-    )
+    try:
+        answer = boto3.client("secretsmanager").get_secret_value(SecretId=arn)
+        secret = json.loads(answer["SecretString"])
+        return make_conninfo(
+            host=secret["host"],
+            port=secret["port"],
+            user=secret["username"],
+            password=secret["password"],
+            dbname=secret["dbname"],
+            sslmode="verify-full",
+            sslrootcert="system",
+        )
+    except (BotoCoreError, ClientError, KeyError, ValueError) as error:
+        # Not the events' fault: they wait until the secret can be read. The error's text could hold parts of it.
+        raise DatabaseUnavailable(f"the database's secret cannot be read: {type(error).__name__}") from None
 
 
 def _first_line(error: Exception) -> str:
