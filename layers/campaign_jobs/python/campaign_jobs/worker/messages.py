@@ -9,11 +9,15 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from campaign_jobs import catalog
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs.worker.delivery import Coordinates
+
+READABLE_BYTES: Final = 2_000
+"""A value that is no longer stands as text in any case, because people read it."""
+MAX_UNREADABLE_CHARACTERS: Final = 100_000
 
 
 class UnreadableMessage(CampaignJobsError):
@@ -45,12 +49,20 @@ def from_kafka(event: dict[str, Any], *, now: datetime) -> list[Received]:
         Received(
             coordinates=Coordinates(record["topic"], record["partition"], record["offset"]),
             value=None if record.get("value") is None else base64.b64decode(record["value"]),
-            recorded_at=datetime.fromtimestamp(record["timestamp"] / 1000, UTC),
+            recorded_at=_recorded_at(record["timestamp"], now),
             first_received_at=now,
         )
         for records in event["records"].values()
         for record in records
     ]
+
+
+def _recorded_at(milliseconds: int, now: datetime) -> datetime:
+    # A producer may write any number into a record, and the record must not stop its partition.
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds >= 0 else now
+    except (ValueError, OverflowError, OSError):
+        return now
 
 
 def body_of(
@@ -108,6 +120,15 @@ def read_body(text: str, *, now: datetime) -> Received:
         ) from None
 
 
+def dead_letter_of_unreadable(text: str, *, job_type: str, reason: str, now: datetime) -> dict[str, Any]:
+    """The message that keeps another one that nobody can read: as it came, or the beginning of one that is long."""
+    body: dict[str, Any] = {"unreadable_body": text[:MAX_UNREADABLE_CHARACTERS]}
+    if len(text) > MAX_UNREADABLE_CHARACTERS:
+        value = text.encode("utf-8", "surrogatepass")
+        body["unreadable_body_cut"] = {"bytes": len(value), "sha256": hashlib.sha256(value).hexdigest()}
+    return {**body, "dead_letter": {"job_type": job_type, "reason": reason, "at": now.isoformat()}}
+
+
 def _encoded_value(received: Received) -> dict[str, Any]:
     if received.dropped_value is not None:
         return {"value_dropped": received.dropped_value}
@@ -120,9 +141,11 @@ def _encoded_value(received: Received) -> dict[str, Any]:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         return {"value_base64": base64.b64encode(value).decode("ascii")}
-    # Escaped, a character outside ASCII takes six bytes or twelve; Base64 is shorter than mostly such text.
-    if len(value) > 2_000 and not value.isascii():
-        return {"value_base64": base64.b64encode(value).decode("ascii")}
+    # Escaped, a control character takes six bytes, one outside ASCII too, or twelve. A message of SQS has room for the
+    # longest value in Base64, but not for that.
+    encoded = base64.b64encode(value).decode("ascii")
+    if len(value) > READABLE_BYTES and len(json.dumps(text)) > len(encoded):
+        return {"value_base64": encoded}
     return {"value": text}
 
 

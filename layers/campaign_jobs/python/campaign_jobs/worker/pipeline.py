@@ -121,7 +121,7 @@ class Pipeline:
             if isinstance(outcome, Rejected)
         ]
         if given_up:
-            self._job.give_up(given_up)
+            self._give_up(given_up)
         settlements += [self._settlement(item, outcome) for item, outcome in zip(batch, final, strict=True)]
         counts.update(self._settler.settle(settlements, now=datetime.now(UTC)))
         return counts
@@ -184,6 +184,22 @@ class Pipeline:
                 return [Retry(f"unexpected {type(error).__name__}")]
         middle = len(deliveries) // 2
         return [*self._process(deliveries[:middle], deadline), *self._process(deliveries[middle:], deadline)]
+
+    def _give_up(self, given_up: Sequence[tuple[Delivery[Any], str]]) -> None:
+        try:
+            self._job.give_up(given_up)
+        except BatchStopped:
+            raise
+        except Exception:
+            if len(given_up) == 1:
+                # The dead letter is kept all the same; without it the partition would stand still.
+                self._logger.exception(
+                    "unexpected error in giving up", extra={"event_id": given_up[0][0].event.id}
+                )
+                return
+            middle = len(given_up) // 2
+            self._give_up(given_up[:middle])
+            self._give_up(given_up[middle:])
 
     def _settlement(self, item: _Known, outcome: Outcome) -> Settlement:
         event = item.delivery.event

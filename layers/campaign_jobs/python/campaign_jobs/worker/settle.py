@@ -11,7 +11,7 @@ from typing import Final
 from aws_lambda_powertools import Logger
 
 from campaign_jobs.catalog import EventJobType
-from campaign_jobs.worker.messages import Received, body_of, dead_letter_of
+from campaign_jobs.worker.messages import Received, body_of, dead_letter_of, dead_letter_of_unreadable
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
 from campaign_jobs.worker.queues import Outgoing, Queues
 
@@ -31,8 +31,9 @@ class Settlement:
 
 def backoff(attempts_spent: int, first_delay: timedelta) -> timedelta:
     """Exponential, at most an hour, with jitter over the upper half so that failures do not return all at once."""
-    full: timedelta = min(first_delay * 2 ** min(attempts_spent, 30), MAX_BACKOFF)
-    return full * random.uniform(0.5, 1)
+    # In seconds, because a timedelta overflows.
+    full = min(first_delay.total_seconds() * 2.0 ** min(attempts_spent, 30), MAX_BACKOFF.total_seconds())
+    return timedelta(seconds=full * random.uniform(0.5, 1))
 
 
 def spent(outcome: Outcome, received: Received, job_type: EventJobType) -> Outcome:
@@ -73,8 +74,7 @@ class Settler:
 
     def reject_unreadable(self, body: str, reason: str, *, now: datetime) -> None:
         """Keep a message of our retry queue that nobody can read, as it came. Raises QueueUnavailable."""
-        details = {"job_type": self._job_type.name, "reason": reason, "at": now.isoformat()}
-        dead_letter = {"unreadable_body": body, "dead_letter": details}
+        dead_letter = dead_letter_of_unreadable(body, job_type=self._job_type.name, reason=reason, now=now)
         self._queues.send([Outgoing(self._dead_letter_queue_url, dead_letter)])
         self._logger.warning("unreadable message", extra={"reason": reason})
 
