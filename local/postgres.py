@@ -115,7 +115,8 @@ class PostgresServer:
         """Create a database, as a copy of `template` when one is given, and return its URL."""
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         if template is not None:
-            statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
+            # Copying the files is four times as fast as writing them to the log, where nobody waits for fsync.
+            statement += sql.SQL(" TEMPLATE {} STRATEGY file_copy").format(sql.Identifier(template))
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(statement)
         return self.url(name)
