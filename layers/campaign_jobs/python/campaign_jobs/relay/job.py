@@ -2,16 +2,17 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from campaign_jobs import outbox
+from campaign_jobs.catalog import MAX_VALUE_BYTES
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email.store import release_parked as release_parked_mails
 from campaign_jobs.errors import PublishError
-from campaign_jobs.events import EVENT_ADAPTER
+from campaign_jobs.events import EVENT_ADAPTER, as_value
 from campaign_jobs.fraud.cases import release_unheld
 from campaign_jobs.position.waiting import request_waiting
 from campaign_jobs.relay.lease import Lease
@@ -74,26 +75,36 @@ class Relay:
                 return RelayReport()
             time.sleep(LOOK_EVERY_SECONDS / 2)
         report = RelayReport()
+
+        def go_on() -> bool:
+            return deadline.remaining_seconds() >= UNTIL_DEADLINE_SECONDS and lease.renew()
+
         try:
             while True:
-                report = self.round(report)
-                if deadline.remaining_seconds() < UNTIL_DEADLINE_SECONDS or not lease.renew():
+                report = self.round(report, go_on=go_on)
+                if not go_on():
                     return report
                 time.sleep(LOOK_EVERY_SECONDS)
         finally:
             lease.give_back()
 
-    def round(self, report: RelayReport | None = None) -> RelayReport:
-        """Look once: bring back what may go on, then publish all that waits."""
+    def round(
+        self, report: RelayReport | None = None, *, go_on: Callable[[], bool] = lambda: True
+    ) -> RelayReport:
+        """Look once: bring back what may go on, then publish all that waits, as long as `go_on` says so."""
         report = report or RelayReport()
-        with self._database.transaction() as connection:
-            mails = _release_mails(connection)
-            webhooks = release_parked_webhooks(connection)
-            rewards = release_unheld(connection)
-            positions = self._request_positions(connection)
+        try:
+            with self._database.transaction() as connection:
+                mails = _release_mails(connection)
+                webhooks = release_parked_webhooks(connection)
+                rewards = release_unheld(connection)
+                positions = self._request_positions(connection)
+        finally:
+            # What cannot be brought back does not keep the rest from going out.
+            published = self._publish_all(go_on)
         return replace(
             report,
-            published=report.published + self._publish_all(),
+            published=report.published + published,
             parked_mails_released=report.parked_mails_released + mails,
             parked_webhooks_released=report.parked_webhooks_released + webhooks,
             held_rewards_released=report.held_rewards_released + rewards,
@@ -107,7 +118,7 @@ class Relay:
         self._positions_looked_at = time.monotonic()
         return request_waiting(connection, older_than=WAITED_TOO_LONG)
 
-    def _publish_all(self) -> int:
+    def _publish_all(self, go_on: Callable[[], bool]) -> int:
         published = 0
         while True:
             with self._database.transaction() as connection:
@@ -127,6 +138,9 @@ class Relay:
             published += len(acknowledged)
             if failure is not None:
                 raise failure
+            # A long backlog must outlast neither the lease nor the invocation.
+            if len(rows) < PUBLISH_AT_ONCE or not go_on():
+                return published
 
 
 def _release_mails(connection: Connection) -> int:
@@ -138,7 +152,9 @@ def _release_mails(connection: Connection) -> int:
 
 def _value(event: dict[str, Any]) -> bytes:
     # As compact as the outbox measured it, or an event near the limit could never be published.
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    value = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    # jsonb writes a number such as 1e300 out.
+    return value if len(value) <= MAX_VALUE_BYTES else as_value(EVENT_ADAPTER.validate_python(event))
 
 
 def counts(report: RelayReport) -> dict[str, float]:
