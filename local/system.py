@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ import psycopg
 from campaign_jobs import catalog
 from campaign_jobs.database import migrations
 from campaign_jobs.database.connection import Database
+from campaign_jobs.errors import DatabaseUnavailable
 from campaign_jobs.relay.lease import Lease
 from campaign_jobs.settings import BY_FUNCTION, duration
 from local.aws import AwsStandIn
@@ -334,10 +335,14 @@ class LocalSystem:
         waiting: list[Callable[[], object]] = [
             *(mapping.stop for mapping in self.kafka_mappings),
             *(mapping.stop for mapping in self.sqs_mappings),
-            *(schedule.stop for schedule in self.schedules.values()),
+            *(
+                schedule.stop
+                for name, schedule in self.schedules.items()
+                if name != catalog.RELAY.name or self._relay_start is None
+            ),
         ]
         if self._relay_start is not None:
-            waiting += [self._ask_relay_to_yield, self._relay_start.join]
+            waiting.append(self._stop_relay)
         if waiting:
             self._progress("Stopping: polling ends, batches in flight finish, offsets are committed ...")
             with ThreadPoolExecutor(len(waiting)) as pool:
@@ -349,16 +354,29 @@ class LocalSystem:
             if server is not None:
                 server.stop()
 
-    def _ask_relay_to_yield(self) -> None:
-        """The relay yields to whoever waits for its lease, so a stop need not wait for the end of its minute."""
-        database = Database(self.database_url)
-        try:
-            lease = Lease(database, catalog.RELAY.name)
-            while not lease.take():
-                time.sleep(0.2)
-            lease.give_back()
-        finally:
-            database.close()
+    def _stop_relay(self) -> None:
+        """Wait for the relay's runs, and ask each to yield, so that a stop need not wait for the end of its minute.
+
+        Asked again and again, because a run that has only begun does not hold the lease yet.
+        """
+        assert self._relay_start is not None
+        with ThreadPoolExecutor(2) as pool:
+            ending: list[Future[Any]] = [
+                pool.submit(self.schedules[catalog.RELAY.name].stop),
+                pool.submit(self._relay_start.join),
+            ]
+            database = Database(self.database_url)
+            try:
+                lease = Lease(database, catalog.RELAY.name)
+                while not all(ended.done() for ended in ending):
+                    if lease.take():
+                        lease.give_back()
+                    time.sleep(0.2)
+            except DatabaseUnavailable:
+                # Then the relay's run fails as well, and that ends it.
+                log.debug("the relay cannot be asked to yield", exc_info=True)
+            finally:
+                database.close()
 
     # Telling
 
