@@ -18,6 +18,13 @@ from local.demo.outcomes import Outcomes
 from local.system import LocalSystem
 
 LEADERBOARD_LENGTH: Final = 12
+LEADERBOARDS: Final = {
+    "before": "sign_up",
+    "with_referrals": "verify",
+    "with_holds": "look_for_fraud",
+    "after": "decide",
+}
+"""The leaderboards that are kept, and the moments after which they are taken."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +225,8 @@ def as_summary(findings: Findings, boards: dict[str, list[Standing]]) -> dict[st
         "events": {name: dict(counts) for name, counts in sorted(findings.events.items())},
         "emails": {name: dict(counts) for name, counts in sorted(emails.items())},
         "leaderboard": {
-            moment: [asdict(standing) for standing in board[:LEADERBOARD_LENGTH]]
-            for moment, board in boards.items()
+            name: [asdict(standing) for standing in boards[moment][:LEADERBOARD_LENGTH]]
+            for name, moment in LEADERBOARDS.items()
         },
         "rewards": {name: dict(counts) for name, counts in sorted(rewards.items())},
         "analytics": [

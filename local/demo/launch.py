@@ -25,7 +25,7 @@ from local.demo.publishing import Asked, Publisher
 from local.system import LocalSystem
 
 # Long enough for a service to commit what it has published about, short enough to see the others give up.
-MISSING_ROW_PATIENCE_SECONDS: Final = 12
+MISSING_ROW_PATIENCE_SECONDS: Final = 8
 COMMITS_LATER_BY_SECONDS: Final = 1.5
 FUNCTION_SETTINGS: Final = {
     "MISSING_ROW_PATIENCE": f"{MISSING_ROW_PATIENCE_SECONDS}s",

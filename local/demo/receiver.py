@@ -10,6 +10,7 @@ import hmac
 import ssl
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -155,7 +156,7 @@ def _tls_context(ca_file: Path, directory: Path) -> ssl.SSLContext:
     now = datetime.now(UTC)
 
     def certificate(
-        subject: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType
+        subject: x509.Name, key: ec.EllipticCurvePrivateKey, extensions: Sequence[x509.ExtensionType]
     ) -> bytes:
         builder = (
             x509.CertificateBuilder()
@@ -175,18 +176,26 @@ def _tls_context(ca_file: Path, directory: Path) -> ssl.SSLContext:
             builder = builder.add_extension(extension, critical=True)
         return builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    ca_file.write_bytes(
-        certificate(
-            authority, authority_key, x509.BasicConstraints(ca=True, path_length=None), SIGNS_CERTIFICATES
-        )
+    signs_certificates = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
     )
+    is_authority = x509.BasicConstraints(ca=True, path_length=None)
+    ca_file.write_bytes(certificate(authority, authority_key, [is_authority, signs_certificates]))
     names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(ADDRESS))])
     key = server_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     chain = directory / "webhook-server.pem"
     chain.touch(mode=0o600)
-    chain.write_bytes(certificate(x509.Name([]), server_key, names) + key)
+    chain.write_bytes(certificate(x509.Name([]), server_key, [names]) + key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
     chain.unlink()

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from local.demo.cast import MAIN_CAMPAIGN, Cast
 from local.demo.checks import Check
-from local.demo.findings import LEADERBOARD_LENGTH, Findings, Standing, reward_state
+from local.demo.findings import LEADERBOARD_LENGTH, LEADERBOARDS, Findings, Standing, reward_state
 
 OUTCOMES: Final = ("done", "skipped", "rejected")
 CASES_SHOWN: Final = 14
@@ -85,8 +85,7 @@ def _emails(console: Console, findings: Findings) -> None:
 
 def _leaderboard(console: Console, cast: Cast, boards: dict[str, list[Standing]]) -> None:
     before, counted, held, last = (
-        {standing.person: standing for standing in boards[moment]}
-        for moment in ("sign_up", "verify", "look_for_fraud", "decide")
+        {standing.person: standing for standing in boards[moment]} for moment in LEADERBOARDS.values()
     )
     table = _table(
         "Orbit's leaderboard: cheaters rise with their referrals, and fall once they are held",
