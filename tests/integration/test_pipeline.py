@@ -241,9 +241,14 @@ def test_a_redriven_bad_record_ends_as_a_dead_letter_again_wherever_it_is_sent(k
     for job_type in (EMAIL, POSITION, REWARD):
         queues, job = RecordingQueues(), ScriptedJob()
         assert pipeline_of(job_type, job, queues).handle(from_sqs(letter), Context()) == {"dead_lettered": 1}
-        ((queue, _, _),) = queues.sent
+        ((queue, text, _),) = queues.sent
         assert queue == url_of(f"DEAD_LETTER_QUEUE_URL_{job_type.name}")
         assert not job.batches
+        if kind == "too large":
+            # The size and the hash of what could not be kept stay with it.
+            body = json.loads(text)
+            assert body["dead_letter"]["reason"] == "the value was too large to keep"
+            assert body["value_dropped"] == letter["value_dropped"]
 
 
 def test_a_heartbeat_is_passed_in_silence_from_wherever_it_comes(
@@ -402,6 +407,15 @@ def test_a_retry_spends_attempts_up_to_the_last_and_a_redrive_counts_anew() -> N
     assert job.batches[0][0].attempts_spent == 0
     # Patience with missing rows begins anew as well.
     assert job.batches[0][0].first_received_at == datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_a_redriven_letter_does_not_wait_for_a_time_that_its_record_had_to_wait_for() -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    received = Received(Coordinates(TOPIC, 0, 0), value_of(event()), later, later, 3)
+    body = {**body_of(received, not_before=later), "dead_letter": {"reason": "no"}}
+    counts, sent, _ = delivered(Done(), body=body)
+    assert counts == {"processed": 1}
+    assert not sent
 
 
 def test_later_spends_nothing_and_keeps_when_it_was_first_received() -> None:
@@ -656,6 +670,22 @@ def test_sqs_takes_the_worst_batch_and_gives_it_back(sqs: Any) -> None:
     job = ScriptedJob()
     assert pipeline_of(EMAIL, job, RecordingQueues()).handle(from_sqs(body), Context()) == {"processed": 1}
     assert job.ids == ["good"]
+
+
+def test_sqs_is_asked_for_no_more_than_it_takes(sqs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, queues = create_queue(sqs), SqsQueues()
+    send, batches = queues._client.send_message_batch, []
+
+    def recorded(*, QueueUrl: str, Entries: list[Any]) -> Any:  # noqa: N803
+        batches.append(Entries)
+        return send(QueueUrl=QueueUrl, Entries=Entries)
+
+    monkeypatch.setattr(queues._client, "send_message_batch", recorded)
+    queues.send([Outgoing(url, {"number": number}, delay_seconds=number * 100) for number in range(23)])
+    assert [len(entries) for entries in batches] == [10, 10, 3]
+    assert [entry["DelaySeconds"] for entries in batches for entry in entries] == [
+        min(number * 100, 900) for number in range(23)
+    ]
 
 
 def test_a_queue_that_is_not_there_is_unavailable(sqs: Any) -> None:
