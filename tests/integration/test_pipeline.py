@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import json
+import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -565,18 +567,43 @@ def test_a_long_unreadable_message_can_be_kept(pipeline: Pipeline, queues: Recor
 # What nobody foresaw.
 
 
+@contextmanager
+def logged(service: str) -> Iterator[list[dict[str, Any]]]:
+    """The lines that a job type's logger writes."""
+    lines: list[dict[str, Any]] = []
+    logger = logging.getLogger(service)
+    formatter = logger.handlers[0].formatter or logging.Formatter()
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(formatter.format(record)))
+
+    handler = Keeping()
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
 def test_an_unexpected_error_is_narrowed_down_to_its_event(
     pipeline: Pipeline, job: ScriptedJob, queues: RecordingQueues
 ) -> None:
     def outcome(delivery: Delivery[Any]) -> Outcome:
         if delivery.event.id == "5":
-            raise ZeroDivisionError("somebody@example.com")
+            raise ZeroDivisionError(delivery.event.data.user_id)
         return Done()
 
     job.outcome = outcome
-    counts = pipeline.handle(
-        from_kafka(*(value_of(event(event_id=str(number))) for number in range(9))), Context()
-    )
+    with logged("email") as lines:
+        counts = pipeline.handle(
+            from_kafka(*(value_of(event(event_id=str(number))) for number in range(9))), Context()
+        )
+    (line,) = [line for line in lines if line["message"] == "unexpected error"]
+    assert (line["event_id"], line["error"], line["level"]) == ("5", "ZeroDivisionError", "ERROR")
+    assert "in outcome" in line["where"]
+    # The text of an error may hold anything.
+    assert UUIDS[1] not in json.dumps(lines)
     assert counts == {"processed": 8, "retried": 1}
     (body,) = queues.take("RETRY_QUEUE_URL_EMAIL")
     assert (body["offset"], body["reason"], body["attempts"]) == (45, "unexpected ZeroDivisionError", 1)
@@ -599,6 +626,32 @@ def test_an_unexpected_error_in_giving_up_neither_loses_nor_stops_anything(
     ) == {"dead_lettered": 5}
     assert [event_id for event_id, _ in job.given_up] == ["0", "1", "3", "4"]
     assert [body["offset"] for body in queues.take("DEAD_LETTER_QUEUE_URL_EMAIL")] == [40, 41, 42, 43, 44]
+
+
+def test_every_line_about_a_record_has_its_ids_and_nothing_of_its_payload(
+    pipeline: Pipeline, job: ScriptedJob
+) -> None:
+    outcomes: dict[str, Outcome] = {
+        "a": Done(),
+        "b": Skipped("s"),
+        "c": Retry("r"),
+        "d": Later("l", timedelta(1)),
+        "e": Rejected("x"),
+    }
+    job.outcome = lambda delivery: outcomes[delivery.event.id]
+    whole = [event(event_id=event_id) for event_id in outcomes]
+    for each in whole:
+        each["data"]["template_data"] = {"name": "Ada Lovelace"}
+    with logged("email") as lines:
+        pipeline.handle(
+            from_kafka(*map(value_of, whole), b'{"type": "job.email.welcome", "id": "Ada"}'), Context()
+        )
+    settled = [line for line in lines if line["message"] == "event settled"]
+    assert {line.get("event_id"): line["outcome"] for line in settled} == {
+        "a": "done", "b": "skipped", "c": "retry", "d": "later", "e": "rejected", None: "rejected"
+    }  # fmt: skip
+    assert sorted(line["offset"] for line in settled) == list(range(40, 46))
+    assert "Ada" not in json.dumps(lines)
 
 
 def test_what_stops_the_batch_fails_it_and_spends_nothing(

@@ -3,6 +3,7 @@
 Logs are JSON lines: a static message plus ids. No addresses and no payloads go in.
 """
 
+import traceback
 from collections.abc import Mapping
 from functools import cache
 from typing import Final
@@ -17,6 +18,15 @@ NAMESPACE: Final = "campaign-jobs"
 def logger_of(service: str) -> Logger:
     """The logger of one job type; its lines carry the service's name."""
     return Logger(service=service, utc=True, use_rfc3339=True)
+
+
+def log_unexpected(logger: Logger, message: str, error: Exception, *, event_id: str) -> None:
+    """Log an error that nobody foresaw: its kind and where it happened.
+
+    Not its text: PostgreSQL's, for one, quotes the row.
+    """
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error(message, extra={"event_id": event_id, "error": type(error).__name__, "where": where})
 
 
 def publish_metrics(

@@ -40,7 +40,7 @@ from campaign_jobs.email.ses import (
 )
 from campaign_jobs.errors import BatchStopped, TemplateError
 from campaign_jobs.events import EmailEvent, as_value
-from campaign_jobs.observability import logger_of
+from campaign_jobs.observability import log_unexpected, logger_of
 from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
 from campaign_jobs.worker.delivery import Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
@@ -233,8 +233,8 @@ class EmailJob:
                 return self._sender.send(item.mail)
             except BatchStopped as error:
                 return error
-            except Exception as error:
-                self._logger.exception("unexpected error", extra={"event_id": item.event_id})
+            except Exception as error:  # noqa: BLE001  It is logged.
+                log_unexpected(self._logger, "unexpected error in sending", error, event_id=item.event_id)
                 return _Broke(f"unexpected {type(error).__name__}")
 
         return list(self._pool.map(send, poolful))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from campaign_jobs import events
 from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType
 from campaign_jobs.errors import BatchStopped, InvalidEvent, NotOurs
-from campaign_jobs.observability import logger_of, publish_metrics
+from campaign_jobs.observability import log_unexpected, logger_of, publish_metrics
 from campaign_jobs.settings import EventJobSettings
 from campaign_jobs.worker.delivery import Deadline, Delivery
 from campaign_jobs.worker.messages import Received, UnreadableMessage, from_kafka, read_body
@@ -176,11 +176,11 @@ class Pipeline:
             return self._job.process(deliveries, deadline)
         except BatchStopped:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  It is logged.
             # An error nobody foresaw must not block the partition. What a batch has done is in the database, so that
             # its halves can be processed again, until the events that cause it stand alone and spend an attempt.
             if len(deliveries) == 1:
-                self._logger.exception("unexpected error", extra={"event_id": deliveries[0].event.id})
+                log_unexpected(self._logger, "unexpected error", error, event_id=deliveries[0].event.id)
                 return [Retry(f"unexpected {type(error).__name__}")]
         middle = len(deliveries) // 2
         return [*self._process(deliveries[:middle], deadline), *self._process(deliveries[middle:], deadline)]
@@ -190,12 +190,11 @@ class Pipeline:
             self._job.give_up(given_up)
         except BatchStopped:
             raise
-        except Exception:
+        except Exception as error:  # noqa: BLE001  It is logged.
             if len(given_up) == 1:
                 # The dead letter is kept all the same; without it the partition would stand still.
-                self._logger.exception(
-                    "unexpected error in giving up", extra={"event_id": given_up[0][0].event.id}
-                )
+                event_id = given_up[0][0].event.id
+                log_unexpected(self._logger, "unexpected error in giving up", error, event_id=event_id)
                 return
             middle = len(given_up) // 2
             self._give_up(given_up[:middle])
