@@ -1,6 +1,7 @@
 """`python -m local demo`: a campaign launch on the local system, with tables and checks."""
 
 import argparse
+import fcntl
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import IO, Final
 
 from rich.console import Console
 
@@ -96,7 +97,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         default=REPOSITORY / ".local" / "demo",
         help="where data, logs and mails go; emptied first (default: .local/demo)",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.summary is not None and not options.summary.absolute().parent.is_dir():
+        parser.error(f"--summary {options.summary}: its directory does not exist")
+    return options
 
 
 def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress) -> int:
@@ -119,9 +123,8 @@ def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress
         f"rewards;\n{sum(bool(person.checks) for person in cast.people.values())} of them look like cheaters, and "
         f"{len(cast.bad_records) + len(cast.hopeless_events)} records are wrong. It takes a minute or so.\n"
     )
-    directory = _emptied(options.directory)
     outcomes = Outcomes()
-    with WebhookReceiver(directory) as receiver:
+    with _emptied(options.directory) as directory, WebhookReceiver(directory) as receiver:
         system = LocalSystem(
             directory,
             settings,
@@ -153,11 +156,12 @@ def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress
                 summary["checks"] = {item.name: item.holds for item in checks}
                 options.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             right = sum(item.holds for item in checks)
+            mails = sum(message["status"] == "accepted" for message in findings.messages)
             progress.say(
                 f"\n{right} of {len(checks)} checks hold. {publisher.records} records were published, "
-                f"{len(findings.mails or [])} mails sent, in {time.monotonic() - began:.0f} s.\n"
+                f"{mails} mails sent, in {time.monotonic() - began:.0f} s.\n"
             )
-            _say_where_to_look(progress, directory, options)
+            _say_where_to_look(progress, system, options)
             if options.keep:
                 progress.say(f"\n{system.summary()}\n\nThe system keeps running. Ctrl-C stops it.")
                 try:
@@ -167,10 +171,11 @@ def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress
     return 0 if right == len(checks) else 1
 
 
-def _say_where_to_look(progress: LaunchProgress, directory: Path, options: argparse.Namespace) -> None:
+def _say_where_to_look(progress: LaunchProgress, system: LocalSystem, options: argparse.Namespace) -> None:
     progress.say("Where to look:")
-    progress.say(f"  - Mails    {_shown(directory / 'mail' / 'index.html')}")
-    progress.say(f"  - Logs     {_shown(directory / 'logs')}")
+    if system.settings.aws_endpoint_url is None:
+        progress.say(f"  - Mails    {_shown(system.mail_directory / 'index.html')}")
+    progress.say(f"  - Logs     {_shown(system.log_directory)}")
     if options.summary is not None:
         progress.say(f"  - Summary  {_shown(options.summary)}")
 
@@ -179,16 +184,31 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _emptied(directory: Path) -> Path:
-    """The demo's directory, empty but for a mark that says whose it is."""
+@contextmanager
+def _emptied(directory: Path) -> Iterator[Path]:
+    """The demo's directory, empty but for a mark that says whose it is and that somebody is at it."""
     directory = directory.absolute()
-    if directory.exists() and any(directory.iterdir()) and not (directory / MARK).exists():
-        raise DirectoryNotOurs(
-            f"{directory} holds something else; allowed is an empty one, or one of an earlier demo"
-        )
+    mark = directory / MARK
+    if directory.exists() and any(directory.iterdir()):
+        if not mark.exists():
+            raise DirectoryNotOurs(
+                f"{directory} holds something else; allowed is an empty one, or one of an earlier demo"
+            )
+        with mark.open() as file:
+            _lock(file, directory)
     fresh_directory(directory)
-    (directory / MARK).touch()
-    return directory
+    with mark.open("w") as file:
+        _lock(file, directory)
+        yield directory
+
+
+def _lock(file: IO[str], directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DirectoryNotOurs(
+            f"another demo is running in {directory}; give this one a --directory"
+        ) from None
 
 
 @contextmanager

@@ -71,8 +71,8 @@ def _events(publisher: Publisher, outcomes: Outcomes, findings: Findings) -> Ite
 
     yield Check(
         "every published event came to the outcome that the script says",
-        {asked.ids: asked.outcomes for asked in publisher.asked},
-        {asked.ids: found(asked.ids) for asked in publisher.asked},
+        {asked.about: asked.outcomes for asked in publisher.asked},
+        {asked.about: found(asked.ids) for asked in publisher.asked},
     )
     follow_ups = {row["event_id"] for row in findings.outbox}
     yield Check(

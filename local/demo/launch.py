@@ -241,7 +241,7 @@ class Launch:
             asks.append(self._mail(person, "welcome", "1", outcome))
             if number % 9 == 0:
                 payload, asked = asks[-1]
-                twice = self._asked(asked.ids[0], sorted([outcome, "skipped"]))
+                twice = self._asked(asked.about, sorted([outcome, "skipped"]))
                 asks[-1] = (payload, twice)
         return asks
 
@@ -256,7 +256,7 @@ class Launch:
                 payload = PositionRecalcJobPayload.model_validate(data)
             else:
                 payload = RewardDeliveryJobPayload.model_validate(data)
-            asks.append((payload, Asked((self.hopeless_id(event.name),), ("rejected",))))
+            asks.append((payload, Asked(event.name, (self.hopeless_id(event.name),), ("rejected",))))
         return asks
 
     def hopeless_id(self, name: str) -> str:
@@ -288,7 +288,7 @@ class Launch:
         ids = tuple(
             str(self.cast.names.uuid("event", f"{name}#{number}")) for number in range(1, len(outcomes) + 1)
         )
-        return Asked(ids, tuple(outcomes))
+        return Asked(name, ids, tuple(outcomes))
 
     @contextmanager
     def _services(self) -> Iterator[Connection]:

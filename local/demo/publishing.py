@@ -27,6 +27,7 @@ class NotPublished(CampaignJobsError):
 class Asked:
     """Events about one thing, and what they come to together: of two that ask for the same, either may do it."""
 
+    about: str
     ids: tuple[str, ...]
     outcomes: tuple[str, ...]
 

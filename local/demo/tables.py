@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from local.demo.cast import MAIN_CAMPAIGN, Cast
@@ -14,7 +15,6 @@ from local.demo.checks import Check
 from local.demo.findings import LEADERBOARD_LENGTH, LEADERBOARDS, Findings, Standing, reward_state
 
 OUTCOMES: Final = ("done", "skipped", "rejected")
-CASES_SHOWN: Final = 14
 
 
 def show(console: Console, cast: Cast, findings: Findings, boards: dict[str, list[Standing]]) -> None:
@@ -24,7 +24,7 @@ def show(console: Console, cast: Cast, findings: Findings, boards: dict[str, lis
     _leaderboard(console, cast, boards)
     _rewards(console, findings)
     _analytics(console, cast, findings)
-    _fraud(console, findings)
+    _fraud(console, cast, findings)
     _dead_letters(console, findings)
 
 
@@ -72,7 +72,7 @@ def _events(console: Console, findings: Findings) -> None:
     )
     table = _table("Why events were skipped", "event type", "reason", "events", numbers=1)
     for (event_type, reason), count in sorted(findings.skip_reasons.items()):
-        table.add_row(event_type, reason, str(count))
+        table.add_row(event_type, escape(reason), str(count))
     console.print(table)
 
 
@@ -155,22 +155,35 @@ def _analytics(console: Console, cast: Cast, findings: Findings) -> None:
     console.print(table)
 
 
-def _fraud(console: Console, findings: Findings) -> None:
-    table = _table("Fraud cases with their evidence", "who", "risk", "hold", "status", "evidence")
-    cases = sorted(
-        findings.fraud_cases, key=lambda case: (not case["holding"], -case["risk_score"], case["person"])
+def _fraud(console: Console, cast: Cast, findings: Findings) -> None:
+    table = _table(
+        "Fraud cases with their evidence, and the story behind them",
+        "who",
+        "risk",
+        "hold",
+        "status",
+        "evidence",
     )
-    for case in cases[:CASES_SHOWN]:
+    # A farm of accounts is one story told many times.
+    alike: dict[tuple[bool, int, str, str], list[str]] = {}
+    for case in sorted(findings.fraud_cases, key=lambda case: str(case["person"])):
+        evidence = "; ".join(_evidence(entry) for entry in case["evidence"])
+        alike.setdefault((case["holding"], case["risk_score"], evidence, case["status"]), []).append(
+            case["person"]
+        )
+    for (holding, risk_score, evidence, status), people in sorted(
+        alike.items(), key=lambda group: (not group[0][0], -group[0][1], group[1])
+    ):
+        more = f"\nand {len(people) - 1} more" if len(people) > 1 else ""
+        story = cast.people[people[0]].story
         table.add_row(
-            case["person"],
-            str(case["risk_score"]),
-            "yes" if case["holding"] else "no",
-            case["status"],
-            "; ".join(_evidence(entry) for entry in case["evidence"]),
+            people[0] + more,
+            str(risk_score),
+            "yes" if holding else "no",
+            status,
+            escape(evidence) + (f"\n[dim]{escape(story)}[/]" if story else ""),
         )
     console.print(table)
-    if len(cases) > CASES_SHOWN:
-        console.print(f"... and {len(cases) - CASES_SHOWN} more, which hold nothing.\n", style="dim")
 
 
 def _evidence(entry: dict[str, Any]) -> str:
@@ -184,7 +197,7 @@ def _evidence(entry: dict[str, Any]) -> str:
 
 
 def _dead_letters(console: Console, findings: Findings) -> None:
-    table = _table("Dead letters with their reasons", "queue", "at", "reason")
+    table = _table("Dead letters with their reasons", "queue", "offset", "reason")
     for letter in findings.dead_letters:
-        table.add_row(letter.queue, f"{letter.partition}/{letter.offset}", letter.reason)
+        table.add_row(letter.queue, f"{letter.partition}/{letter.offset}", escape(letter.reason))
     console.print(table)

@@ -11,6 +11,7 @@ from campaign_jobs import events
 from campaign_jobs.errors import InvalidEvent, NotOurs
 from campaign_jobs.fraud.decisions import DEFAULT_POLICY
 from local.demo.cast import BadRecord, Cast, Names, TooFewPeople, make_cast
+from local.demo.checks import Check
 from local.demo.expectations import AT_THE_END, Expectations
 
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -106,3 +107,21 @@ def test_a_dismissed_case_counts_again_and_a_confirmed_one_does_not() -> None:
     states = {(reward.reward, reward.person): reward.status for reward in expectations.user_rewards}
     assert states["early-access", "sibling-1"] == "delivered"
     assert states["early-access", "farmer"] == "revoked"
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "difference"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "b: expected 2, found 3"),
+        ({"a"}, {"b"}, "missing: a; not expected: b"),
+        (1, 2, "expected 1, found 2"),
+        (dict.fromkeys(range(9), 0), {}, "and 4 more"),
+    ],
+)
+def test_a_check_that_does_not_hold_says_what_differs(
+    expected: object, found: object, difference: str
+) -> None:
+    check = Check("totals", expected, found)
+
+    assert not check.holds
+    assert difference in check.difference()
