@@ -194,8 +194,15 @@ def _render_part(template: Template, part: str, source: str, values: Mapping[str
         RecursionError,
     ) as error:
         line = _line(compiled, error.__traceback__)
-        raise _error(template, part, _Problem(str(error) or type(error).__name__, line)) from error
+        raise _error(template, part, _Problem(_cause(error), line)) from None
     return _CONTROL_CHARACTERS.sub("", "".join(pieces))
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, without what the template was given: these errors may repeat a person's address."""
+    if str(error) and not isinstance(error, (ValueError, LookupError)):
+        return str(error)
+    return f"a value does not fit what is done with it ({type(error).__name__})"
 
 
 def _line(compiled: jinja2.Template, traceback: TracebackType | None) -> int | None:
@@ -256,7 +263,7 @@ def _checked_links(template: Template, rendered: str) -> str:
             continue
         line = rendered.count("\n", 0, link.start()) + 1
         cause = (
-            f"{attribute} is {target[:80]!r} in line {line} of what it renders;"
+            f"{attribute} {_beginning(target)} in line {line} of what it renders;"
             f" it must begin with {' or '.join(allowed)}"
         )
         raise _error(
@@ -265,6 +272,12 @@ def _checked_links(template: Template, rendered: str) -> str:
             _Problem(cause, _source_line(template.html, attribute, target)),
         )
     return rendered
+
+
+def _beginning(target: str) -> str:
+    """How a link begins, without the rest, which may be a person's address."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]{0,20}:", target)
+    return f"begins with {scheme[0]!r}" if scheme else "names no scheme"
 
 
 def _source_line(source: str, attribute: str, target: str) -> int | None:

@@ -7,6 +7,7 @@ compile.
 Allowed: printing, ``if``, ``for`` (not recursive, five deep), ``set`` of an expression, comparisons,
 arithmetic without ``**``, ``~``, the filters of `filters` and the tests below, ``range`` up to 1,000, and
 ``extends`` of the shared layout with its blocks. Not allowed: any other call (so no methods, no macros),
+import re
 imports, block assignments, and switching autoescape off. A dot or a subscript reads a key of a mapping or a
 part of a text and nothing else, never an attribute of a Python object.
 
@@ -157,8 +158,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return obj[argument]
             except (LookupError, TypeError):
                 pass
+        # A key that is no plain name was computed, perhaps from a person's address, and is not repeated.
+        shown = repr(argument) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(argument)) else "such key"
         return self.undefined(
-            f"there is no {argument!r} in a value of type {type_name(obj)}",
+            f"there is no {shown} in a value of type {type_name(obj)}",
             obj=obj,
             name=str(argument),
         )
