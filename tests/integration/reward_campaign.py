@@ -95,6 +95,17 @@ class Campaign:
         assert row is not None
         return UUID(str(row[0]))
 
+    def block(self, user_reward: UUID) -> UUID:
+        """An open case whose campaign's policy is to block, and what the fraud job did about it."""
+        case = self.open_case(user_reward)
+        self.connection.execute(
+            "WITH blocked AS (UPDATE campaign_jobs.fraud_cases SET blocking = true, blocked_from = 'pending'"
+            " WHERE id = %s RETURNING user_id) UPDATE campaign_jobs.waitlist_users SET status = 'blocked'"
+            " FROM blocked WHERE id = user_id",
+            (case,),
+        )
+        return case
+
     def dismiss(self, case: UUID) -> None:
         self.connection.execute(
             "UPDATE campaign_jobs.fraud_cases SET status = 'dismissed', decided_at = now(), decision_reason = 'seen'"

@@ -1,5 +1,6 @@
 """What docs/data-contract.md says that PostgreSQL refuses, it refuses with that SQLSTATE and constraint."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from psycopg import sql
 
 from campaign_jobs.database.connection import Connection
+from campaign_jobs.fraud.decisions import read_policy
 
 ONE, OTHER = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
 ADA, BOB, CY = (f"00000000-0000-0000-0000-00000000001{number}" for number in range(3))
@@ -80,7 +82,7 @@ REFUSED = {
     "user_rewards_check": GIVENS.format("status = 'delivered'"),
     "user_rewards_check2": GIVENS.format("claim_token = gen_random_uuid(), claimed_until = now()"),
     "user_rewards_check4": GIVENS.format("status = 'failed', parked_event_id = 'event', parked_at = now()"),
-    "user_rewards_check5": GIVENS.format("status = 'redeemed', held_at = now()"),
+    "user_rewards_check5": GIVENS.format("status = 'failed', held_at = now()"),
     "email_templates_one_enabled": (
         "INSERT INTO campaign_jobs.email_templates (type, version, enabled, subject, html, text)"
         " VALUES ('welcome', 2, true, 's', 'h', 't')"
@@ -145,3 +147,56 @@ def test_a_service_may_settle_what_is_being_delivered(arranged: Connection) -> N
         arranged.execute(GIVENS.format(f"status = '{status}'").encode())
     for status in ("earned", "failed"):
         assert refusal(arranged, GIVENS.format(f"status = '{status}'")) == ("user_rewards_check2", "23514")
+
+
+def test_a_service_may_settle_what_is_held_or_parked(arranged: Connection) -> None:
+    arranged.execute(GIVENS.format("held_at = now(), parked_event_id = 'event', parked_at = now()").encode())
+    for status in ("redeemed", "revoked", "expired"):
+        arranged.execute(GIVENS.format(f"status = '{status}'").encode())
+
+
+# Every moment that a service writes, by the document's own list of columns.
+MOMENTS = """
+SELECT c.relname, a.attname FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+WHERE c.relnamespace = 'campaign_jobs'::regnamespace AND c.relkind = 'r' AND a.atttypid = 'timestamptz'::regtype
+"""
+
+
+def test_a_moment_that_a_reader_would_break_on_is_refused(arranged: Connection, repository: Path) -> None:
+    document = (repository / "docs/data-contract.md").read_text(encoding="utf-8")
+    written = {
+        (table, column)
+        for table, body in re.findall(r"^### `(\w+)`\n(.*?)(?=^##)", document, re.MULTILINE | re.DOTALL)
+        for column in re.findall(r"^\| `(\w+)` \| service(?: once)? \|", body, re.MULTILINE)
+    }
+    moments = written & {(row[0], row[1]) for row in arranged.execute(MOMENTS)}
+    assert len(moments) == 12
+    arranged.execute(GIVENS.format("expires_at = '9999-12-31 00:00:00+00'").encode())
+    for table, column in sorted(moments):
+        for moment in ("infinity", "-infinity", "10000-01-01", "1969-12-31"):
+            statement = f"UPDATE campaign_jobs.{table} SET {column} = '{moment}'"
+            if column in ("deleted_at", "previous_secret_until"):
+                statement += ", " + {"deleted_at": "status = 'removed'"}.get(
+                    column, f"previous_secret = '{SECRET}'"
+                )
+            assert refusal(arranged, statement) == (f"{table}_{column}_check", "23514"), moment
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("position_email_cooldown", "10 years 1 day"),
+        ("position_email_cooldown", "infinity"),
+        ("fraud_policy", '{"preset": "' + "n" * 50_000 + '"}'),
+    ],
+)
+def test_a_setting_out_of_bounds_is_refused(arranged: Connection, column: str, value: str) -> None:
+    statement = f"UPDATE campaign_jobs.campaigns SET {column} = '{value}'"
+    assert refusal(arranged, statement) == (f"campaigns_{column}_check", "23514")
+
+
+def test_the_longest_list_of_addresses_fits_into_a_policy(arranged: Connection) -> None:
+    networks = [f"ffff:ffff:ffff:ffff:ffff:ffff:ffff:{number:x}/128" for number in range(64_536, 65_536)]
+    policy = json.dumps({"policy": "block", "preset": "lenient", "ip_allowlist": networks})
+    arranged.execute("UPDATE campaign_jobs.campaigns SET fraud_policy = %s", (policy,))
+    assert read_policy(json.loads(policy))[1] is None

@@ -1,5 +1,6 @@
 """Runs of the fraud job: signals and cases over time, overlaps, late commits, policies, blocks."""
 
+import re
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.fraud import job as fraud_job
+from campaign_jobs.fraud.blocking import unblock
 from campaign_jobs.fraud.job import FraudJob, StatisticsNotReadable
 from tests.integration.fraud_campaign import Campaign, found, open_cases, signals, status_of
 
@@ -279,3 +281,57 @@ def test_a_block_by_a_service_stays_the_services(job: FraudJob, connection: Conn
     campaign.set_policy({})
     job.run({})
     assert status_of(connection, first) == "blocked"
+
+
+def test_a_status_that_can_no_longer_be_given_back_stops_nobody(
+    job: FraudJob, connection: Connection
+) -> None:
+    """A user may not be verified without verified_at, which a service has cleared meanwhile."""
+    campaign = Campaign(connection, policy={"policy": "block"})
+    first, second = _cheaters(campaign)
+    job.run({})
+    campaign.change(first, verified_at=None)
+    campaign.set_policy({})
+    assert job.run({}).unblocked == 2
+    assert (status_of(connection, first), status_of(connection, second)) == ("pending", "verified")
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "problem"),
+    [
+        # How deep is too deep depends on the Python: what one cannot read, another finds to be no preset.
+        ('{"preset": ' + "[" * 3_000 + "]" * 3_000 + "}", "nested too deeply|preset: "),
+        ('{"preset": ' + "[" * 900 + "]" * 900 + "}", "preset: "),
+        ('{"case_from": 1e9999}', "too many digits"),
+        ('{"case_from": 1e400}', "case_from"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_is_reported_and_spares_the_others(
+    job: FraudJob, connection: Connection, unreadable: str, problem: str
+) -> None:
+    campaign, other = Campaign(connection), Campaign(connection, policy={"policy": "block"})
+    connection.execute(
+        "UPDATE campaign_jobs.campaigns SET fraud_policy = %s WHERE id = %s", (unreadable, campaign.id)
+    )
+    for each in (campaign, other):
+        _cheaters(each)
+    report = job.run({})
+    (reported,) = report.invalid_policies
+    assert re.match(f"campaign {campaign.id}: .*({problem})", reported)
+    assert (report.holding, report.blocked) == (4, 2)
+    assert not job.run({}).full
+
+
+def test_a_user_stays_held_until_unblocked(job: FraudJob, connection: Connection) -> None:
+    campaign = Campaign(connection, policy={"policy": "block"})
+    users = _cheaters(campaign)
+    job.run({})
+    held = "SELECT count(*) FROM campaign_jobs.held_users WHERE user_id = ANY (%s)"
+    connection.execute("UPDATE campaign_jobs.fraud_cases SET status = 'retracted'")
+    assert connection.execute(held, (list(users),)).fetchone() == (2,)
+    connection.execute("DELETE FROM campaign_jobs.position_requests")
+    # Neither is in the ranking any more, so only the end of the hold says that referrals count again.
+    connection.execute("UPDATE campaign_jobs.waitlist_users SET status = 'removed'")
+    assert unblock(connection) == 2
+    assert connection.execute(held, (list(users),)).fetchone() == (0,)
+    assert connection.execute("SELECT count(*) FROM campaign_jobs.position_requests").fetchone() == (1,)

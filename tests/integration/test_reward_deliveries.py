@@ -12,6 +12,9 @@ import pytest
 
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.events import parse
+from campaign_jobs.fraud import cases
+from campaign_jobs.fraud.blocking import unblock
+from campaign_jobs.reward.decisions import CHANGED_MEANWHILE
 from campaign_jobs.reward.job import RewardJob
 from campaign_jobs.reward.settlement import EmailedReward, NotDeliverable, deliver_manually, settle_emailed
 from campaign_jobs.reward.webhooks.client import Answer
@@ -178,6 +181,20 @@ def test_a_mail_skipped_for_a_hold_leaves_the_reward_held(
     assert campaign.emitted() == []
 
 
+def test_a_mail_skipped_for_a_confirmed_case_revokes_the_reward(
+    job: RewardJob, database: Database, campaign: Campaign, by_email: uuid.UUID
+) -> None:
+    confirmed, still_open = campaign.earn(by_email), campaign.earn(by_email)
+    job.process([delivery_of(confirmed), delivery_of(still_open)], deadline())
+    campaign.open_case(confirmed, status="confirmed")
+    campaign.open_case(still_open)
+    settle(
+        database, *(EmailedReward(id_, "held", "a fraud case holds it") for id_ in (confirmed, still_open))
+    )
+    assert campaign.row(confirmed, "status, held_at IS NOT NULL") == ("revoked", True)
+    assert campaign.row(still_open, "status, held_at IS NOT NULL") == ("earned", True)
+
+
 def test_a_hold_that_ended_before_its_mail_was_recorded_asks_for_the_delivery_again(
     job: RewardJob, database: Database, campaign: Campaign, by_email: uuid.UUID
 ) -> None:
@@ -214,7 +231,8 @@ def test_an_open_holding_case_or_a_confirmed_one_holds(
     assert outcomes == [Skipped("held by a fraud case") if held else Done()]
     assert campaign.row(user_reward, "held_at IS NOT NULL") == (held,)
     if held:
-        assert campaign.row(user_reward) == ("earned",)
+        # A confirmed case revoked what it held when it was confirmed; what comes due later goes the same way.
+        assert campaign.row(user_reward) == ("revoked" if case[0] == "confirmed" else "earned",)
         assert client.posts == 0 and campaign.emitted() == []
 
 
@@ -229,18 +247,31 @@ def test_a_dismissed_hold_is_delivered_and_no_longer_marked(
     assert campaign.row(user_reward, "status, held_at") == ("delivered", None)
 
 
-def test_a_dismissal_that_is_under_way_is_waited_for_and_leaves_no_mark(
-    job: RewardJob, database_url: str, campaign: Campaign, by_webhook: uuid.UUID
+@pytest.mark.parametrize(
+    ("decision", "outcome", "left"),
+    [
+        ("dismissed", CHANGED_MEANWHILE, ("earned", False)),
+        ("confirmed", Skipped("held by a fraud case"), ("revoked", True)),
+    ],
+)
+def test_a_decision_that_is_under_way_is_waited_for(
+    job: RewardJob,
+    database_url: str,
+    campaign: Campaign,
+    by_webhook: uuid.UUID,
+    decision: str,
+    outcome: object,
+    left: tuple[str, bool],
 ) -> None:
-    """Else the dismissal would look for marks before this one is there, and nobody would emit the delivery again."""
+    """Else it would look for marks before this one is there, and nobody would emit the delivery again, or revoke it."""
     user_reward = campaign.earn(by_webhook)
     case = campaign.open_case(user_reward)
     outcomes: list[object] = []
     with psycopg.connect(database_url) as dismissing:
         dismissing.execute(
-            "UPDATE campaign_jobs.fraud_cases SET status = 'dismissed', decided_at = now(), decision_reason = 'seen'"
+            "UPDATE campaign_jobs.fraud_cases SET status = %s, decided_at = now(), decision_reason = 'seen'"
             " WHERE id = %s",
-            (case,),
+            (decision, case),
         )
         thread = threading.Thread(
             target=lambda: outcomes.extend(job.process([delivery_of(user_reward)], deadline()))
@@ -253,8 +284,53 @@ def test_a_dismissal_that_is_under_way_is_waited_for_and_leaves_no_mark(
             time.sleep(0.005)
         dismissing.commit()
     thread.join()
-    assert isinstance(outcomes[0], Later)
-    assert campaign.row(user_reward, "status, held_at") == ("earned", None)
+    assert outcomes == [outcome]
+    assert campaign.row(user_reward, "status, held_at IS NOT NULL") == left
+
+
+@pytest.mark.parametrize("found_by", ["reward", "email"])
+def test_what_a_blocking_case_withheld_comes_back_when_it_is_dismissed(
+    job: RewardJob, database: Database, campaign: Campaign, by_email: uuid.UUID, found_by: str
+) -> None:
+    user_reward = campaign.earn(by_email)
+    if found_by == "email":
+        job.process([delivery_of(user_reward)], deadline())
+    case = campaign.block(user_reward)
+    campaign.publish_all()
+    if found_by == "reward":
+        assert job.process([delivery_of(user_reward)], deadline()) == [Skipped("held by a fraud case")]
+    else:
+        settle(database, EmailedReward(user_reward, "held", "a fraud case holds the reward"))
+    assert campaign.row(user_reward, "status, held_at IS NOT NULL") == ("earned", True)
+    with database.transaction() as connection:
+        cases.dismiss(connection, case, reason="two people")
+    (event,) = campaign.emitted()
+    assert job.process([delivery_of(user_reward, event_id=event["id"])], deadline()) == [Done()]
+    assert campaign.row(user_reward, "status, held_at") == ("delivering", None)
+
+
+@pytest.mark.parametrize("found_by", ["reward", "email"])
+def test_a_hold_lasts_until_its_block_is_taken_back(
+    job: RewardJob, database: Database, campaign: Campaign, by_email: uuid.UUID, found_by: str
+) -> None:
+    """Else a delivery between the end of a case and the end of its block would find its user blocked for good."""
+    user_reward = campaign.earn(by_email)
+    if found_by == "email":
+        job.process([delivery_of(user_reward)], deadline())
+    case = campaign.block(user_reward)
+    campaign.publish_all()
+    campaign.connection.execute(
+        "UPDATE campaign_jobs.fraud_cases SET status = 'retracted' WHERE id = %s", (case,)
+    )
+    if found_by == "reward":
+        assert job.process([delivery_of(user_reward)], deadline()) == [Skipped("held by a fraud case")]
+    else:
+        settle(database, EmailedReward(user_reward, "held", "a fraud case holds the reward"))
+    with database.transaction() as connection:
+        assert cases.release_unheld(connection) == 0
+        assert unblock(connection) == 1
+        assert cases.release_unheld(connection) == 1
+    assert job.process([delivery_of(user_reward)], deadline()) == [Done()]
 
 
 def test_a_hold_that_comes_after_the_load_stops_the_claim(

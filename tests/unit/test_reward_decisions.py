@@ -103,6 +103,11 @@ def test_a_hold_stops_every_method(method: str) -> None:
     assert decide(user_reward(method, held=True)) == Hold()
 
 
+@pytest.mark.parametrize("method", ["email", "webhook", "manual"])
+def test_a_hold_of_a_blocked_user_waits_for_the_case(method: str) -> None:
+    assert decide(user_reward(method, held=True, user_status="blocked")) == Hold()
+
+
 def test_a_disabled_endpoint_parks_with_its_reason() -> None:
     disabled = replace(ENDPOINT, status="disabled", disabled_reason="it answered 410 Gone")
     assert decide(user_reward(endpoint=disabled)) == Park("it answered 410 Gone")

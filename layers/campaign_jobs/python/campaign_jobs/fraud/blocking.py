@@ -20,7 +20,8 @@ WITH due AS (
 UPDATE campaign_jobs.fraud_cases AS c SET blocked_from = due.status FROM due WHERE c.id = due.case_id
 """
 
-# Who verified meanwhile gets the better status.
+# Who verified meanwhile gets the better status. Whose verified_at a service has cleared cannot be verified any more; the
+# database would refuse that, and one status refused would keep everybody blocked.
 _UNBLOCK: Final = """
 WITH due AS (
     SELECT c.id AS case_id, u.id AS user_id, c.blocked_from
@@ -32,7 +33,8 @@ WITH due AS (
 ), unblocked AS (
     UPDATE campaign_jobs.waitlist_users AS u
     SET status = CASE
-        WHEN due.blocked_from = 'pending' AND u.verified_at IS NOT NULL THEN 'verified' ELSE due.blocked_from
+        WHEN u.verified_at IS NULL THEN 'pending' WHEN due.blocked_from = 'pending' THEN 'verified'
+        ELSE due.blocked_from
     END
     FROM due WHERE u.id = due.user_id AND u.status = 'blocked'
 )

@@ -1,5 +1,6 @@
 """What the fraud job decides, as plain functions on plain data: policies, bands, risk scores, holds and blocks."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -137,8 +138,8 @@ class Policy(_Model):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, value: Any) -> Any:
-        preset = PRESETS.get(str(value.get("preset", "normal"))) if isinstance(value, dict) else None
-        return value if preset is None else _merged(preset, value)
+        name = value.get("preset", "normal") if isinstance(value, dict) else None
+        return _merged(PRESETS[name], value) if isinstance(name, str) and name in PRESETS else value
 
     @model_validator(mode="after")
     def _high_is_at_least_a_case(self) -> Self:
@@ -171,6 +172,17 @@ def read_policy(stored: Mapping[str, Any]) -> tuple[Policy, str | None]:
             for problem in problems
         ]
         return DEFAULT_POLICY, "; ".join(lines)
+
+
+def read_stored_policy(stored: str) -> tuple[Policy, str | None]:
+    """As read_policy, of the JSON text that the database holds; what is beyond Python's limits is wrong too."""
+    try:
+        return read_policy(json.loads(stored))
+    except RecursionError:
+        return DEFAULT_POLICY, "fraud_policy: it is nested too deeply"
+    except ValueError:
+        # The text is jsonb's own, so all that is left is a number of more digits than Python converts.
+        return DEFAULT_POLICY, "fraud_policy: it contains a number with too many digits"
 
 
 @dataclass(frozen=True)

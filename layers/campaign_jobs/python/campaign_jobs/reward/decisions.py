@@ -123,10 +123,11 @@ def decide(user_reward: UserReward) -> Decision:
         return Skipped("its mail is on its way")
     if user_reward.expires_at is not None and user_reward.expires_at <= user_reward.now:
         return Skipped("the user reward expired")
-    if user_reward.user_status not in DELIVERABLE_USER_STATUSES:
-        return Skipped(f"the user is {user_reward.user_status}")
+    # Before the user's status: a case that blocks holds too, and what it withheld comes back when it is dismissed.
     if user_reward.held:
         return Hold()
+    if user_reward.user_status not in DELIVERABLE_USER_STATUSES:
+        return Skipped(f"the user is {user_reward.user_status}")
     if by_email:
         return DeliverByEmail()
     if user_reward.endpoint is None:

@@ -15,9 +15,9 @@ from campaign_jobs.reward.store import FOLLOW_UP_NAMESPACE
 RELEASED_AT_ONCE: Final = 1_000
 
 _LOCK_HOLDING_CASES = """
-SELECT cases.user_id FROM campaign_jobs.fraud_cases AS cases
+SELECT cases.user_id, cases.status = 'confirmed' FROM campaign_jobs.fraud_cases AS cases
 WHERE cases.user_id IN (SELECT user_id FROM campaign_jobs.user_rewards WHERE id = ANY(%s))
-    AND (cases.status = 'confirmed' OR (cases.status = 'open' AND cases.holding))
+    AND (cases.status = 'confirmed' OR (cases.status = 'open' AND cases.holding) OR cases.blocked_from IS NOT NULL)
 ORDER BY cases.id FOR SHARE
 """
 
@@ -38,6 +38,7 @@ WITH settling AS (
 )
 UPDATE campaign_jobs.user_rewards
 SET status = CASE WHEN user_rewards.status = 'redeemed' THEN 'redeemed' WHEN result = 'accepted' THEN 'delivered'
+        WHEN result = 'held' AND user_id = ANY(%(confirmed_user_ids)s) THEN 'revoked'
         WHEN result = 'held' THEN 'earned' ELSE 'failed' END,
     delivered_at = CASE result WHEN 'accepted' THEN clock_timestamp() ELSE delivered_at END,
     last_error = CASE result WHEN 'failed' THEN reason END,
@@ -102,24 +103,24 @@ class EmailedReward:
 def settle_emailed(connection: Connection, settlements: Sequence[EmailedReward]) -> None:
     """Settle user rewards in the transaction that records their mails; at most three statements for all of them.
 
-    Accepted is delivered, held goes back to earned, failed is failed with its reason. User rewards that are delivered
-    another way, or that are settled already, stay as they are. The last settlement of a user reward counts.
+    Accepted is delivered, held goes back to earned, or is revoked where the case is confirmed, failed is failed with
+    its reason. User rewards that are delivered another way, or that are settled already, stay as they are. The last
+    settlement of a user reward counts.
     """
     by_id = {settlement.user_reward_id: settlement for settlement in settlements}
     if not by_id:
         return
     held = [id_ for id_, settlement in by_id.items() if settlement.result == "held"]
     # The lock keeps a case from being dismissed before held_at is there for the dismissal to find.
-    held_user_ids = (
-        [row[0] for row in connection.execute(_LOCK_HOLDING_CASES, (held,)).fetchall()] if held else []
-    )
+    holding = connection.execute(_LOCK_HOLDING_CASES, (held,)).fetchall() if held else []
     rows = connection.execute(
         _SETTLE,
         {
             "ids": list(by_id),
             "results": [settlement.result for settlement in by_id.values()],
             "reasons": [settlement.reason for settlement in by_id.values()],
-            "held_user_ids": held_user_ids,
+            "held_user_ids": [user_id for user_id, _ in holding],
+            "confirmed_user_ids": [user_id for user_id, confirmed in holding if confirmed],
         },
     ).fetchall()
     # Where the case has been dismissed since the mail was skipped, nobody else would ask for the delivery again.
@@ -155,10 +156,10 @@ def deliver_manually(connection: Connection, user_reward_id: UUID) -> None:
         why = f"its reward is delivered by {method}; allowed is manual"
     elif status not in ("earned", "failed"):
         why = f"it is {status}; allowed are earned and failed"
-    elif user_status not in DELIVERABLE_USER_STATUSES:
-        why = f"the user is {user_status}"
     elif held:
         why = "a fraud case holds it; confirm or dismiss the case first"
+    elif user_status not in DELIVERABLE_USER_STATUSES:
+        why = f"the user is {user_status}"
     else:
         why = "it expired"
     raise NotDeliverable(f"the user reward {user_reward_id} cannot be delivered by hand: {why}")

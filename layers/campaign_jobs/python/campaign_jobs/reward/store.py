@@ -84,16 +84,20 @@ FROM free WHERE user_rewards.id = free.id
 RETURNING user_rewards.id, user_rewards.campaign_id, user_rewards.user_id, user_rewards.attempts, clock_timestamp()
 """  # noqa: S608 - constants of this module
 
-# The lock keeps the case from being dismissed before held_at is there for the dismissal to find.
+# The lock keeps the case from being decided before held_at is there for the decision to find. A decision that came
+# first and confirmed the case has revoked what was held by then, so what comes later is revoked here.
 _HOLD = f"""
 WITH holding AS (
-    SELECT cases.user_id FROM campaign_jobs.fraud_cases AS cases
+    SELECT cases.user_id, cases.status FROM campaign_jobs.fraud_cases AS cases
     WHERE cases.user_id IN (SELECT user_id FROM campaign_jobs.user_rewards WHERE id = ANY(%(ids)s))
-        AND (cases.status = 'confirmed' OR (cases.status = 'open' AND cases.holding))
+        AND (cases.status = 'confirmed' OR (cases.status = 'open' AND cases.holding) OR cases.blocked_from IS NOT NULL)
     ORDER BY cases.id FOR SHARE
 )
 UPDATE campaign_jobs.user_rewards
-SET status = 'earned', held_at = coalesce(held_at, clock_timestamp()), claim_token = NULL, claimed_until = NULL
+SET status = CASE
+        WHEN user_id IN (SELECT user_id FROM holding WHERE status = 'confirmed') THEN 'revoked' ELSE 'earned'
+    END,
+    held_at = coalesce(held_at, clock_timestamp()), claim_token = NULL, claimed_until = NULL
 WHERE id = ANY(%(ids)s) AND {_FREE} AND user_id IN (SELECT user_id FROM holding)
 RETURNING id
 """  # noqa: S608 - constants of this module
@@ -261,7 +265,10 @@ def hand_to_email(connection: Connection, causes: Sequence[tuple[UUID, str]]) ->
 
 
 def hold(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
-    """Mark user rewards as held and return those that a case really holds; its dismissal emits them again."""
+    """Mark user rewards as held and return those that a case really holds.
+
+    The dismissal of an open case emits them again; those of a confirmed one are revoked.
+    """
     return {row[0] for row in connection.execute(_HOLD, {"ids": list(ids)}).fetchall()}
 
 

@@ -3,13 +3,26 @@
 
 CREATE SCHEMA IF NOT EXISTS campaign_jobs;
 
--- One mailbox, one normalised address: case, the part after "+", and Gmail's dots make no difference.
+-- What Python's datetime holds too, with room for an hour or a time zone more: neither 'infinity' nor the year 10000, on
+-- which whoever reads it would break.
+CREATE FUNCTION campaign_jobs.is_moment(moment timestamptz) RETURNS boolean
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN moment BETWEEN timestamptz '1970-01-01 00:00:00+00' AND timestamptz '9999-12-31 00:00:00+00';
+
+-- One mailbox, one normalized address: case, the part after "+", and Gmail's dots make no difference. Where they are all
+-- that there is, they are the mailbox's name.
 CREATE FUNCTION campaign_jobs.normalize_email(address text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE
     WHEN lower(split_part(btrim(address), '@', 2)) IN ('gmail.com', 'googlemail.com')
-    THEN replace(split_part(lower(split_part(btrim(address), '@', 1)), '+', 1), '.', '') || '@gmail.com'
-    ELSE split_part(lower(split_part(btrim(address), '@', 1)), '+', 1) || '@' || lower(split_part(btrim(address), '@', 2))
+    THEN coalesce(
+        nullif(replace(split_part(lower(split_part(btrim(address), '@', 1)), '+', 1), '.', ''), ''),
+        lower(split_part(btrim(address), '@', 1))
+    ) || '@gmail.com'
+    ELSE coalesce(
+        nullif(split_part(lower(split_part(btrim(address), '@', 1)), '+', 1), ''),
+        lower(split_part(btrim(address), '@', 1))
+    ) || '@' || lower(split_part(btrim(address), '@', 2))
 END;
 
 CREATE TABLE campaign_jobs.campaigns (
@@ -28,9 +41,11 @@ CREATE TABLE campaign_jobs.campaigns (
     reply_to text CHECK (length(reply_to) <= 254 AND reply_to ~ '^[^[:space:][:cntrl:]@]+@[^[:space:][:cntrl:]@]+$'),
     public_base_url text CHECK (length(public_base_url) <= 500 AND public_base_url ~ '^https?://[^[:space:]]+$'),
     position_email_min_delta integer NOT NULL DEFAULT 1 CHECK (position_email_min_delta >= 1),
-    position_email_cooldown interval NOT NULL DEFAULT '24 hours' CHECK (position_email_cooldown >= '0'),
-    fraud_policy jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(fraud_policy) = 'object'),
-    created_at timestamptz NOT NULL DEFAULT now()
+    position_email_cooldown interval NOT NULL DEFAULT '24 hours'
+        CHECK (position_email_cooldown BETWEEN '0' AND '10 years'),
+    fraud_policy jsonb NOT NULL DEFAULT '{}'
+        CHECK (jsonb_typeof(fraud_policy) = 'object' AND length(fraud_policy::text) <= 50000),
+    created_at timestamptz NOT NULL DEFAULT now() CHECK (campaign_jobs.is_moment(created_at))
 );
 
 CREATE TABLE campaign_jobs.waitlist_users (
@@ -44,14 +59,14 @@ CREATE TABLE campaign_jobs.waitlist_users (
     referral_code text CHECK (length(referral_code) BETWEEN 1 AND 64),
     referred_by_id uuid CHECK (referred_by_id <> id),
     verification_token text CHECK (length(verification_token) BETWEEN 1 AND 200),
-    verified_at timestamptz,
+    verified_at timestamptz CHECK (campaign_jobs.is_moment(verified_at)),
     ip inet,
     user_agent text CHECK (length(user_agent) <= 1000),
     device_fingerprint text CHECK (length(device_fingerprint) BETWEEN 1 AND 200),
-    marketing_consent_at timestamptz,
-    created_at timestamptz NOT NULL DEFAULT now(),
+    marketing_consent_at timestamptz CHECK (campaign_jobs.is_moment(marketing_consent_at)),
+    created_at timestamptz NOT NULL DEFAULT now() CHECK (campaign_jobs.is_moment(created_at)),
     touched_at timestamptz NOT NULL DEFAULT now(),
-    deleted_at timestamptz,
+    deleted_at timestamptz CHECK (campaign_jobs.is_moment(deleted_at)),
     UNIQUE (campaign_id, id),
     UNIQUE (campaign_id, original_position),
     UNIQUE (campaign_id, referral_code),
@@ -75,8 +90,8 @@ CREATE TABLE campaign_jobs.referrals (
     referrer_id uuid NOT NULL,
     referred_id uuid NOT NULL UNIQUE,
     status text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'verified', 'converted', 'invalid')),
-    created_at timestamptz NOT NULL DEFAULT now(),
-    verified_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now() CHECK (campaign_jobs.is_moment(created_at)),
+    verified_at timestamptz CHECK (campaign_jobs.is_moment(verified_at)),
     touched_at timestamptz NOT NULL DEFAULT now(),
     CHECK (referrer_id <> referred_id),
     CHECK (status NOT IN ('verified', 'converted') OR verified_at IS NOT NULL),
@@ -94,14 +109,14 @@ CREATE TABLE campaign_jobs.webhook_endpoints (
     url text NOT NULL CHECK (length(url) BETWEEN 1 AND 2000),
     secret text NOT NULL CHECK (secret ~ '^whsec_[A-Za-z0-9+/]{32,}={0,2}$'),
     previous_secret text CHECK (previous_secret ~ '^whsec_[A-Za-z0-9+/]{32,}={0,2}$'),
-    previous_secret_until timestamptz,
+    previous_secret_until timestamptz CHECK (campaign_jobs.is_moment(previous_secret_until)),
     -- Set by us when the endpoint answers 410 or keeps failing; a service sets 'enabled' again.
     status text NOT NULL DEFAULT 'enabled' CHECK (status IN ('enabled', 'disabled')),
     disabled_at timestamptz,
     disabled_reason text,
     failing_since timestamptz,
     consecutive_failures integer NOT NULL DEFAULT 0 CHECK (consecutive_failures >= 0),
-    created_at timestamptz NOT NULL DEFAULT now(),
+    created_at timestamptz NOT NULL DEFAULT now() CHECK (campaign_jobs.is_moment(created_at)),
     UNIQUE (campaign_id, id),
     CHECK ((previous_secret IS NULL) = (previous_secret_until IS NULL)),
     -- A base64 text of 4n + 1 characters holds no whole number of bytes.
@@ -119,7 +134,7 @@ CREATE TABLE campaign_jobs.rewards (
     trigger_value integer CHECK (trigger_value >= 1),
     delivery_method text NOT NULL CHECK (delivery_method IN ('email', 'webhook', 'manual')),
     webhook_endpoint_id uuid,
-    created_at timestamptz NOT NULL DEFAULT now(),
+    created_at timestamptz NOT NULL DEFAULT now() CHECK (campaign_jobs.is_moment(created_at)),
     UNIQUE (campaign_id, id),
     FOREIGN KEY (campaign_id, webhook_endpoint_id) REFERENCES campaign_jobs.webhook_endpoints (campaign_id, id),
     CHECK ((delivery_method = 'webhook') = (webhook_endpoint_id IS NOT NULL)),
@@ -136,8 +151,8 @@ CREATE TABLE campaign_jobs.user_rewards (
         CHECK (status IN ('earned', 'delivering', 'delivered', 'failed', 'redeemed', 'revoked', 'expired')),
     -- What the person receives, a code for example; available to the email template and in the webhook's body.
     data jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(data) = 'object'),
-    earned_at timestamptz NOT NULL DEFAULT now(),
-    expires_at timestamptz,
+    earned_at timestamptz NOT NULL DEFAULT now() CHECK (campaign_jobs.is_moment(earned_at)),
+    expires_at timestamptz CHECK (campaign_jobs.is_moment(expires_at)),
     -- From here on: written by the reward job, and by the email job when it settles a reward.
     delivered_at timestamptz,
     attempts integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
@@ -157,8 +172,8 @@ CREATE TABLE campaign_jobs.user_rewards (
     CHECK ((claim_token IS NULL) = (claimed_until IS NULL)),
     CHECK (claim_token IS NULL OR status IN ('delivering', 'redeemed', 'revoked', 'expired')),
     CHECK ((parked_event_id IS NULL) = (parked_at IS NULL)),
-    CHECK (parked_event_id IS NULL OR status IN ('earned', 'revoked', 'expired')),
-    CHECK (held_at IS NULL OR status IN ('earned', 'revoked', 'expired'))
+    CHECK (parked_event_id IS NULL OR status IN ('earned', 'redeemed', 'revoked', 'expired')),
+    CHECK (held_at IS NULL OR status IN ('earned', 'redeemed', 'revoked', 'expired'))
 );
 CREATE INDEX user_rewards_by_user ON campaign_jobs.user_rewards (user_id);
 CREATE INDEX user_rewards_delivered ON campaign_jobs.user_rewards (delivered_at) WHERE delivered_at IS NOT NULL;

@@ -48,7 +48,7 @@ CREATE UNIQUE INDEX fraud_cases_one_open ON campaign_jobs.fraud_cases (user_id) 
 CREATE INDEX fraud_cases_by_user ON campaign_jobs.fraud_cases (user_id);
 CREATE INDEX fraud_cases_by_campaign ON campaign_jobs.fraud_cases (campaign_id, status);
 CREATE INDEX fraud_cases_holding ON campaign_jobs.fraud_cases (user_id)
-    WHERE status = 'confirmed' OR (status = 'open' AND holding);
+    WHERE status = 'confirmed' OR (status = 'open' AND holding) OR blocked_from IS NOT NULL;
 CREATE INDEX fraud_cases_blocking ON campaign_jobs.fraud_cases (user_id) WHERE status = 'open' AND blocking;
 CREATE INDEX fraud_cases_blocked ON campaign_jobs.fraud_cases (user_id) WHERE blocked_from IS NOT NULL;
 
@@ -62,10 +62,12 @@ CREATE TABLE campaign_jobs.fraud_dismissals (
     PRIMARY KEY (user_id, "check", evidence_key)
 );
 
--- A hold is derived, never a status: who has an open holding case or a confirmed one.
+-- A hold is derived, never a status: who has an open holding case or a confirmed one. Where a case has ended without a
+-- decision, the user is unblocked a moment later, and a delivery that came in between would find them blocked by nobody
+-- who brings it back; so a hold lasts until its block is taken back.
 CREATE VIEW campaign_jobs.held_users AS
     SELECT DISTINCT user_id FROM campaign_jobs.fraud_cases
-    WHERE status = 'confirmed' OR (status = 'open' AND holding);
+    WHERE status = 'confirmed' OR (status = 'open' AND holding) OR blocked_from IS NOT NULL;
 
 -- touched_at says when a user or referral last changed; whatever a service writes there itself does not count, because
 -- the fraud job's watermark stands on it. It is the start of the writing transaction, and never goes back.

@@ -102,16 +102,19 @@ BEGIN
     IF TG_OP = 'UPDATE' THEN
         INSERT INTO campaign_jobs.position_requests (campaign_id)
         WITH before AS (
-            SELECT campaign_id, user_id FROM old_rows WHERE status = 'confirmed' OR (status = 'open' AND holding)
+            SELECT campaign_id, user_id FROM old_rows
+            WHERE status = 'confirmed' OR (status = 'open' AND holding) OR blocked_from IS NOT NULL
         ), after AS (
-            SELECT campaign_id, user_id FROM new_rows WHERE status = 'confirmed' OR (status = 'open' AND holding)
+            SELECT campaign_id, user_id FROM new_rows
+            WHERE status = 'confirmed' OR (status = 'open' AND holding) OR blocked_from IS NOT NULL
         ), changed AS (
             (TABLE before EXCEPT TABLE after) UNION ALL (TABLE after EXCEPT TABLE before)
         )
         SELECT DISTINCT campaign_id FROM changed;
     ELSE
         INSERT INTO campaign_jobs.position_requests (campaign_id)
-        SELECT DISTINCT campaign_id FROM changed_rows WHERE status = 'confirmed' OR (status = 'open' AND holding);
+        SELECT DISTINCT campaign_id FROM changed_rows
+        WHERE status = 'confirmed' OR (status = 'open' AND holding) OR blocked_from IS NOT NULL;
     END IF;
     RETURN NULL;
 END
