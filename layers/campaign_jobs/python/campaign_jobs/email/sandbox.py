@@ -8,7 +8,6 @@ Allowed: printing, ``if``, ``for`` (not recursive, five deep), ``set`` of an exp
 arithmetic without ``**``, ``~``, the filters of `filters` and the tests below, ``range`` up to 1,000, and
 ``extends`` of the shared layout with its blocks. Not allowed: any other call (so no methods, no macros),
 import re
-import re
 imports, block assignments, and switching autoescape off. A dot or a subscript reads a key of a mapping or a
 part of a text and nothing else, never an attribute of a Python object.
 
@@ -18,6 +17,7 @@ and before that the source's length, its nodes and their depth. Not bounded is t
 compare two texts as long as those of the context, which the event's own limit bounds.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
