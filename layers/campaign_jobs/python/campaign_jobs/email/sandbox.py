@@ -7,7 +7,6 @@ compile.
 Allowed: printing, ``if``, ``for`` (not recursive, five deep), ``set`` of an expression, comparisons,
 arithmetic without ``**``, ``~``, the filters of `filters` and the tests below, ``range`` up to 1,000, and
 ``extends`` of the shared layout with its blocks. Not allowed: any other call (so no methods, no macros),
-import re
 imports, block assignments, and switching autoescape off. A dot or a subscript reads a key of a mapping or a
 part of a text and nothing else, never an attribute of a Python object.
 
