@@ -4,17 +4,19 @@ import re
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from campaign_jobs.database import migrations
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.fraud import job as fraud_job
 from campaign_jobs.fraud.blocking import unblock
 from campaign_jobs.fraud.job import FraudJob, StatisticsNotReadable
+from local.postgres import PostgresServer
 from tests.integration.fraud_campaign import Campaign, found, open_cases, signals, status_of
 
 
@@ -335,3 +337,22 @@ def test_a_user_stays_held_until_unblocked(job: FraudJob, connection: Connection
     assert unblock(connection) == 2
     assert connection.execute(held, (list(users),)).fetchone() == (0,)
     assert connection.execute("SELECT count(*) FROM campaign_jobs.position_requests").fetchone() == (1,)
+
+
+def test_the_longest_address_has_room_as_evidence(postgres_server: PostgresServer) -> None:
+    """In some locales a letter's lower case is two characters, so the mailbox is longer than the address."""
+    name = f"test_{uuid4().hex}"
+    create = "CREATE DATABASE {} TEMPLATE template0 LOCALE_PROVIDER builtin BUILTIN_LOCALE 'PG_UNICODE_FAST'"
+    with psycopg.connect(postgres_server.url(), autocommit=True) as server:
+        server.execute(sql.SQL(create).format(sql.Identifier(name)))
+    url = postgres_server.url(name)
+    migrations.apply(url)
+    database = Database(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        campaign = Campaign(connection)
+        campaign.user(email="İ" * 240 + "@example.org")
+        user = campaign.user(email="İ" * 240 + "+1@example.org", at=timedelta(hours=1))
+        assert FraudJob(database).run({}).signals_added == 1
+        assert found(connection, user) == {"fake_email": 100}
+    database.close()
+    postgres_server.drop_database(name)

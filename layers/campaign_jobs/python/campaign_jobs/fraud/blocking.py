@@ -20,8 +20,8 @@ WITH due AS (
 UPDATE campaign_jobs.fraud_cases AS c SET blocked_from = due.status FROM due WHERE c.id = due.case_id
 """
 
-# Who verified meanwhile gets the better status. Whose verified_at a service has cleared cannot be verified any more; the
-# database would refuse that, and one status refused would keep everybody blocked.
+# Who verified meanwhile gets the better status. Whose verified_at a service has cleared cannot be verified any more;
+# the database would refuse that, and one status refused would keep everybody blocked.
 _UNBLOCK: Final = """
 WITH due AS (
     SELECT c.id AS case_id, u.id AS user_id, c.blocked_from

@@ -3,8 +3,9 @@ CREATE TABLE campaign_jobs.fraud_signals (
     user_id uuid NOT NULL REFERENCES campaign_jobs.waitlist_users,
     "check" text NOT NULL CHECK ("check" IN
         ('self_referral', 'velocity', 'fake_email', 'bot', 'duplicate_ip', 'duplicate_device')),
-    -- What the evidence is about: an address, a device, a mailbox, a pair of users ... At most 254 characters.
-    evidence_key text NOT NULL CHECK (length(evidence_key) BETWEEN 1 AND 300),
+    -- What the evidence is about: an address, a device, a mailbox, a pair of users ... A mailbox may be twice as long as its
+    -- address of 254 characters, because some locales make two characters of one in lower case.
+    evidence_key text NOT NULL CHECK (length(evidence_key) BETWEEN 1 AND 600),
     campaign_id uuid NOT NULL REFERENCES campaign_jobs.campaigns,
     weight integer NOT NULL CHECK (weight BETWEEN 0 AND 100),
     -- How much of it there is: users on one address, referrals within an hour ...
