@@ -98,18 +98,11 @@ class Launch:
             services.create_campaigns(connection, cast, self._urls)
             services.sign_up(connection, cast, in_time)
             services.suppress_and_unsubscribe(connection, cast)
-        asks = []
-        for person in everybody:
-            skipped = person.leaves == "at signup" or person.bounced
-            asks += [
-                self._mail(
-                    person, "verification", f"{number}", "skipped" if skipped else "done", priority=number
-                )
-                for number in range(1, person.verification_requests + 1)
-            ]
-        self._publisher.publish(asks)
+        self._publisher.publish(self._verification_mails(in_time))
         self._publisher.publish(self._hopeless())
         self._publisher.publish_bad(cast.bad_records)
+        # Last, so that the wait for their rows is short however many people there are.
+        self._publisher.publish(self._verification_mails(late))
         time.sleep(COMMITS_LATER_BY_SECONDS)
         with self._services() as connection:
             services.sign_up(connection, cast, late)
@@ -141,6 +134,8 @@ class Launch:
     def reward(self) -> None:
         cast = self.cast
         asks: list[Ask] = []
+        late_asks: list[Ask] = []
+        late = self._late_rewards()
         for number, reward in enumerate(self.expectations.user_rewards):
             id_ = services.user_reward_id(cast, reward)
             name = f"deliver/{reward.reward}/{reward.person}"
@@ -163,9 +158,10 @@ class Launch:
                 outcomes += ("skipped",)
             asks.append((payload, self._asked(f"milestone/{key}/{milestone}", sorted(outcomes))))
         self._publisher.publish(asks)
+        self._publisher.publish(late_asks)
         time.sleep(COMMITS_LATER_BY_SECONDS)
         with self._services() as connection:
-            services.earn(connection, cast, self._late_rewards())
+            services.earn(connection, cast, late)
 
     def decide(self) -> None:
         cast = self.cast
@@ -231,6 +227,19 @@ class Launch:
             reward
             for reward in self.expectations.user_rewards
             if self.cast.rewards[reward.reward].method == "manual" and reward.status == "delivered"
+        ]
+
+    def _verification_mails(self, people: Sequence[Person]) -> list[Ask]:
+        return [
+            self._mail(
+                person,
+                "verification",
+                str(number),
+                "skipped" if person.leaves == "at signup" or person.bounced else "done",
+                priority=number,
+            )
+            for person in people
+            for number in range(1, person.verification_requests + 1)
         ]
 
     def _welcomes(self, people: Sequence[Person]) -> list[Ask]:
