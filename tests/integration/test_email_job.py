@@ -779,7 +779,7 @@ def test_a_row_that_is_not_there_yet_is_waited_for(
         event["data"]["user_id"] = str(uuid.uuid4())
     if missing == "campaign":
         event["data"]["campaign_id"] = str(uuid.uuid4())
-    assert is_later(process(job, delivery_of(event))[0], f"the {missing} is not there yet", 1)
+    assert is_later(process(job, delivery_of(event))[0], f"the {missing} is not there yet", 30)
     assert is_later(
         process(job, delivery_of(event, age=timedelta(minutes=9)))[0], f"the {missing} is not there yet", 60
     )

@@ -243,34 +243,44 @@ def test_nothing_that_is_not_committed_is_published(
 
 
 def test_the_newcomer_gets_the_lease_because_the_holder_yields(
-    database: Database, another_database: Database, publisher: RecordingPublisher, connection: Connection
+    database: Database,
+    another_database: Database,
+    publisher: RecordingPublisher,
+    connection: Connection,
+    database_url: str,
 ) -> None:
-    publisher.refuse = lambda messages: time.sleep(0.02)
+    publisher.refuse = lambda messages: time.sleep(0.01)
+    numbers = iter(range(1_000_000))
+
+    def start(name: str, database: Database) -> threading.Thread:
+        thread = threading.Thread(
+            target=lambda: reports.update({name: Relay(database, publisher).run(deadline(1000))})
+        )
+        thread.start()
+        return thread
+
+    def until_it_publishes() -> None:
+        event_id = f"event-{(number := next(numbers))}"
+        outbox.enqueue(connection, [welcome(number)])
+        while event_id not in publisher.ids:
+            assert any(thread.is_alive() for thread in threads)
+            outbox.enqueue(connection, [welcome(next(numbers))])
+
     reports: dict[str, RelayReport] = {}
-
-    def run(name: str, database: Database, seconds: float) -> None:
-        reports[name] = Relay(database, publisher).run(deadline(seconds))
-
-    def enqueue_until_both_are_done() -> None:
-        number = 0
-        while len(reports) < 2:
-            outbox.enqueue(connection, [welcome(number)])
-            number += 1
-
-    holder = threading.Thread(target=run, args=("holder", database, 60))
-    holder.start()
-    while connection.execute("SELECT count(*) FROM campaign_jobs.leases").fetchone() != (1,):
-        assert holder.is_alive()
-    newcomer = threading.Thread(
-        target=run, args=("newcomer", another_database, relay_module.UNTIL_DEADLINE_SECONDS + 1)
-    )
-    newcomer.start()
-    enqueue_until_both_are_done()
-    holder.join()
-    newcomer.join()
-    # The holder would have gone on for fifty seconds, and its lease was never let run out.
-    assert reports["holder"].rounds >= 1
-    assert reports["newcomer"].rounds >= 1
+    threads = [start("holder", database)]
+    until_it_publishes()
+    threads.append(start("newcomer", another_database))
+    # The holder would have gone on for a quarter of an hour.
+    while threads[0].is_alive():
+        outbox.enqueue(connection, [welcome(next(numbers))])
+    until_it_publishes()
+    third_database = Database(database_url)
+    third = Lease(third_database, "relay")
+    while not third.take():
+        time.sleep(0.01)
+    threads[1].join()
+    third_database.close()
+    assert reports["holder"].published >= 1
     assert reports["newcomer"].published >= 1
     assert publisher.most_at_once == 1
     assert len(publisher.ids) == len(set(publisher.ids))
