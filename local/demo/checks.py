@@ -60,6 +60,7 @@ def check(
         *_fraud(expectations, launch, findings),
         *_analytics(expectations.cast, findings),
         *_dead_letters(launch, publisher, findings),
+        Check("no function failed", {}, findings.failed_invocations),
         Check("nothing is left under way", {}, findings.unfinished),
     ]
 

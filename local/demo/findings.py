@@ -69,6 +69,8 @@ class Findings:
     dead_letters: list[DeadLetter]
     outbox: list[dict[str, Any]]
     disabled_endpoints: list[UUID]
+    failed_invocations: dict[str, int]
+    """By function, where it is not none."""
     unfinished: dict[str, int]
 
 
@@ -158,6 +160,9 @@ def collect(cast: Cast, system: LocalSystem, outcomes: Outcomes, *, topic: str, 
         dead_letters=read_dead_letters(system, topic),
         outbox=published,
         disabled_endpoints=[row["id"] for row in disabled],
+        failed_invocations={
+            name: function.failures for name, function in system.functions.items() if function.failures
+        },
         unfinished=system.unfinished(),
     )
 
