@@ -561,7 +561,8 @@ def test_an_answer_that_never_came_keeps_the_claim(
     delivery = campaign.asks("welcome", campaign.add_user())
     sender.answer = lambda mail: Unknown("no answer from SES: ReadTimeoutError")
     (outcome,) = process(job, delivery)
-    assert isinstance(outcome, Later)
+    # It spends an attempt, since each time may be a mail too many.
+    assert isinstance(outcome, Retry) and outcome.after is not None
     # It comes back when the claim has run out, not to find it live again.
     row = campaign.mail(delivery, "status, claimed_until")
     assert row is not None
@@ -572,6 +573,22 @@ def test_an_answer_that_never_came_keeps_the_claim(
     sender.answer = lambda mail: None
     campaign.let_claims_expire()
     assert process(job, delivery) == [Done()]
+
+
+def test_a_mail_given_up_without_an_answer_leaves_no_claim_and_no_reward_on_its_way(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    user = campaign.add_user()
+    user_reward = campaign.earn(campaign.add_reward("email"), user)
+    delivery = campaign.asks("reward_earned", user, user_reward_id=str(user_reward))
+    theirs = campaign.asks("welcome", campaign.add_user())
+    sender.answer = lambda mail: Unknown("no answer from SES: ReadTimeoutError")
+    process(job, delivery)
+    claim_elsewhere(campaign.connection, theirs, None)
+    job.give_up([(delivery, "no answer, again and again"), (theirs, "not ours to give up")])
+    assert campaign.mail(delivery) == ("failed", "no answer, again and again")
+    assert campaign.row(user_reward) == ("failed",)
+    assert campaign.mail(theirs, "status") == ("claimed",)
 
 
 def test_a_failure_is_retried_and_a_refusal_given_up(
@@ -629,12 +646,12 @@ def test_parked_mail_goes_out_under_its_id_when_the_campaign_goes_on(
     gone = campaign.asks("verification", removed := campaign.add_user())
     assert process(job, kept, gone) == [Skipped("parked: the campaign is paused")] * 2
     assert campaign.mail(kept) == ("parked", "the campaign is paused")
-    assert store.release_parked(campaign.connection, limit=10) == []
+    assert store.release_parked(campaign.connection, limit=10) == 0
     campaign.set(status="active")
     campaign.change_user(removed, status="removed")
-    assert len(store.release_parked(campaign.connection, limit=1)) == 1
-    assert len(store.release_parked(campaign.connection, limit=10)) == 1
-    assert store.release_parked(campaign.connection, limit=10) == []
+    assert store.release_parked(campaign.connection, limit=1) == 1
+    assert store.release_parked(campaign.connection, limit=10) == 1
+    assert store.release_parked(campaign.connection, limit=10) == 0
     assert campaign.statuses() == {"released": 2}
     assert process(job, kept, gone) == [Done(), Skipped("the user is removed")]
     assert campaign.mail(kept) == ("accepted", None)
@@ -646,8 +663,27 @@ def test_a_released_event_is_the_one_that_was_parked(job: EmailJob, campaign: Ma
     kept = campaign.asks("welcome", campaign.add_user(), template_data=data, priority=3)
     process(job, kept)
     campaign.set(status="ended")
-    (event,) = store.release_parked(campaign.connection, limit=10)
-    assert EVENT_ADAPTER.validate_python(event) == kept.event
+    assert store.release_parked(campaign.connection, limit=10) == 1
+    row = campaign.connection.execute(
+        "SELECT event_id, partition_key, event FROM campaign_jobs.outbox"
+    ).fetchone()
+    assert row is not None
+    assert row[:2] == (kept.event.id, str(kept.event.data.user_id))
+    assert EVENT_ADAPTER.validate_python(row[2]) == kept.event
+
+
+def test_a_parked_event_that_fits_the_contract_no_more_holds_up_no_other(
+    job: EmailJob, campaign: MailCampaign
+) -> None:
+    campaign.set(status="paused")
+    old, other = (campaign.asks("welcome", campaign.add_user()) for _ in range(2))
+    process(job, old, other)
+    campaign.connection.execute(
+        'UPDATE campaign_jobs.email_messages SET parked_event = \'{"type": "job.email.farewell"}\' WHERE event_id = %s',
+        (old.event.id,),
+    )
+    campaign.set(status="active")
+    assert store.release_parked(campaign.connection, limit=10) == 2
 
 
 def test_an_event_that_relay_could_not_publish_again_is_not_parked(
@@ -810,16 +846,20 @@ def test_an_event_that_contradicts_the_database_changes_nobody_elses_reward(
 # Rewards.
 
 
+@pytest.mark.parametrize("blocked", [False, True])
 def test_a_held_reward_goes_back_to_earned_and_the_mail_is_skipped(
-    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender, blocked: bool
 ) -> None:
     user = campaign.add_user()
     user_reward = campaign.earn(campaign.add_reward("email"), user)
     case = campaign.open_case(user_reward)
+    if blocked:
+        campaign.change_user(user, status="blocked")
     asked = campaign.asks("reward_earned", user, user_reward_id=str(user_reward))
     assert process(job, asked) == [Skipped("a fraud case holds the reward")]
     assert campaign.row(user_reward, "status, held_at IS NOT NULL") == ("earned", True)
     campaign.dismiss(case)
+    campaign.change_user(user, status="pending")
     again = campaign.asks("reward_earned", user, user_reward_id=str(user_reward))
     assert process(job, again) == [Done()]
     assert campaign.row(user_reward) == ("delivered",)

@@ -20,7 +20,7 @@ from campaign_jobs.email.rendering import RenderedEmail
 from campaign_jobs.email.ses import Accepted, Failed, Mail, Refused, SesSender, Throttled, Unknown
 from campaign_jobs.errors import SendingStopped
 from campaign_jobs.settings import EmailSettings
-from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected
+from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry
 from campaign_jobs.worker.pipeline import Pipeline
 from local.aws import Answer, AwsStandIn, ScriptLine
 from local.aws.mails import Mail as KeptMail
@@ -128,7 +128,7 @@ def test_an_answer_that_comes_too_late_is_as_a_crash(
     aws.play([script(campaign, user, Answer.TIMEOUT, times=1, seconds=3)])
     outcomes = process(job, slow, quick)
     assert outcomes[1] == Done()
-    assert isinstance(outcomes[0], Later)
+    assert isinstance(outcomes[0], Retry)
     assert outcomes[0].reason == "no answer from SES: ReadTimeoutError"
     assert campaign.mail(slow, "status") == ("claimed",)
     assert len(kept(aws, campaign)) == 2, "SES had taken it, and the SDK must not have repeated it"

@@ -229,6 +229,22 @@ def test_an_event_near_the_limit_goes_out_however_jsonb_writes_its_numbers(
     assert publisher.published == [as_json(event)]
 
 
+def test_a_row_that_kafka_will_never_take_holds_up_no_other(
+    relay: Relay, publisher: RecordingPublisher, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PUBLISH_AT_ONCE", 2)
+    connection.execute(
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event)"
+        " VALUES ('huge', 'key', jsonb_build_object('text', repeat('x', 300000)))"
+    )
+    outbox.enqueue(connection, [welcome(number) for number in range(5)])
+    report = relay.run(deadline(relay_module.UNTIL_DEADLINE_SECONDS - 1))
+    report = relay.round(relay.round(report))
+    assert (report.published, report.refused) == (5, 1)
+    row = connection.execute("SELECT refused FROM campaign_jobs.outbox WHERE published_at IS NULL").fetchall()
+    assert row == [("the event is longer than the 262144 bytes that a record's value may have",)]
+
+
 def test_nothing_that_is_not_committed_is_published(
     relay: Relay, publisher: RecordingPublisher, connection: Connection
 ) -> None:

@@ -156,6 +156,9 @@ def _missing_or_wrong(payload: EmailJobPayload, state: State) -> Decision | None
 
 
 def _receiver(payload: EmailJobPayload, state: State) -> Decision | None:
+    if payload.type == "reward_earned" and state.user_status == "blocked" and state.held:
+        # The case that blocks may be dismissed, and then the reward is due after all.
+        return Skip(HELD)
     if state.user_status in ("removed", "blocked"):
         return Skip(f"the user is {state.user_status}")
     if state.suppressed is not None:

@@ -96,6 +96,8 @@ class EmailJob:
         self._default_base_url = default_base_url
         self._missing_row_patience = missing_row_patience
         self._logger = logger_of(EMAIL.name)
+        # Claims that were kept because no answer came, until their mails are known not to be given up.
+        self._unanswered: list[uuid.UUID] = []
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -148,15 +150,19 @@ class EmailJob:
 
     def give_up(self, given_up: Sequence[tuple[Delivery[EmailEvent], str]]) -> None:
         """Mark the mails as failed, and the rewards that they would have delivered."""
-        self._set_aside([store.SetAside(delivery.event, "failed", reason) for delivery, reason in given_up])
+        aside = [store.SetAside(delivery.event, "failed", reason) for delivery, reason in given_up]
+        self._set_aside(aside, own_claim_tokens=self._unanswered)
+        self._unanswered = []
 
     def _load(self, events: Sequence[EmailEvent]) -> tuple[list[store.Loaded], Templates]:
         with self._database.transaction() as connection:
             return store.load(connection, events), Templates(store.load_templates(connection, events))
 
-    def _set_aside(self, items: Sequence[store.SetAside]) -> dict[str, Outcome]:
+    def _set_aside(
+        self, items: Sequence[store.SetAside], *, own_claim_tokens: Sequence[uuid.UUID] = ()
+    ) -> dict[str, Outcome]:
         def work(connection: Connection, rows: Sequence[store.SetAside]) -> set[str]:
-            written = store.set_aside(connection, rows)
+            written = store.set_aside(connection, rows, own_claim_tokens=own_claim_tokens)
             settle_emailed(
                 connection,
                 [
@@ -194,6 +200,8 @@ class EmailJob:
             answered = list(zip(poolful, answers, strict=True))
             if stopped is not None:
                 answered += [(item, stopped) for item in waiting]
+            if any(isinstance(answer, (Unknown, _Broke)) for answer in answers):
+                self._unanswered.append(claim_token)
             refused = self._record(answered, claim_token)
             if stopped is not None:
                 raise stopped
@@ -295,9 +303,8 @@ def _outcome(answer: _Answer, claim_for: timedelta) -> Outcome:
             return Later("over the account's rate", THROTTLED_WAIT * random.uniform(0.5, 1.5))
         case Failed(reason):
             return Retry(reason)
-        case Unknown(reason):
-            return Later(reason, claim_for)
-        case _Broke(reason):
+        case Unknown(reason) | _Broke(reason):
+            # Sent again once the claim has expired, and not for ever: each time may be a mail too many.
             return Retry(reason, claim_for)
         case BatchStopped():
             raise AssertionError("a stop ends the batch")

@@ -149,7 +149,8 @@ WHERE message.event_id = wanted.event_id AND message.claim_token = %(claim_token
 RETURNING message.event_id
 """
 
-# What does not go: skipped, parked or failed. A live claim, an accepted mail or an earlier skip is left alone.
+# What does not go: skipped, parked or failed. An accepted mail, an earlier skip or somebody else's live claim is left
+# alone; a claim of our own ends here when its mail is given up without an answer.
 _SET_ASIDE: Final = """
 INSERT INTO campaign_jobs.email_messages
     (event_id, type, campaign_id, user_id, user_reward_id, once_key, status, reason, parked_event)
@@ -168,7 +169,9 @@ ON CONFLICT (event_id) DO UPDATE
 SET status = EXCLUDED.status, reason = EXCLUDED.reason, parked_event = EXCLUDED.parked_event,
     claim_token = NULL, claimed_until = NULL, updated_at = now()
 WHERE email_messages.status IN ('released', 'parked', 'failed')
-   OR (email_messages.status = 'claimed' AND email_messages.claimed_until < clock_timestamp())
+   OR (email_messages.status = 'claimed'
+       AND (email_messages.claimed_until < clock_timestamp()
+            OR email_messages.claim_token = ANY (%(own_claim_tokens)s)))
 RETURNING event_id
 """
 
@@ -184,20 +187,26 @@ WHERE message.event_id = result.event_id AND message.claim_token = %(claim_token
 RETURNING message.event_id, message.status, message.user_reward_id
 """
 
+# As it came: whether it still fits the contract is for the function to say that gets it.
 _RELEASE_PARKED: Final = """
-UPDATE campaign_jobs.email_messages AS message
-SET status = 'released', reason = 'no longer parked', parked_event = NULL, updated_at = now()
-FROM (
-    SELECT parked.event_id, parked.parked_event
+WITH due AS (
+    SELECT parked.event_id, parked.user_id, parked.parked_event
     FROM campaign_jobs.email_messages AS parked
     JOIN campaign_jobs.campaigns ON campaigns.id = parked.campaign_id
     WHERE parked.status = 'parked' AND campaigns.status IN ('active', 'ended')
     ORDER BY parked.event_id
     LIMIT %(limit)s
     FOR UPDATE OF parked SKIP LOCKED
-) AS due
-WHERE message.event_id = due.event_id
-RETURNING due.parked_event
+), released AS (
+    UPDATE campaign_jobs.email_messages AS message
+    SET status = 'released', reason = 'no longer parked', parked_event = NULL, updated_at = now()
+    FROM due
+    WHERE message.event_id = due.event_id
+)
+INSERT INTO campaign_jobs.outbox (event_id, partition_key, event)
+SELECT event_id, user_id::text, parked_event FROM due
+ORDER BY event_id
+ON CONFLICT (event_id) DO UPDATE SET published_at = NULL, refused = NULL, event = EXCLUDED.event
 """
 
 
@@ -283,9 +292,12 @@ def claim(
     return claimed
 
 
-def set_aside(connection: Connection, items: Sequence[SetAside]) -> set[str]:
+def set_aside(
+    connection: Connection, items: Sequence[SetAside], *, own_claim_tokens: Sequence[UUID] = ()
+) -> set[str]:
     """Write down the mails that do not go, and return the ids of the events written."""
     parameters = {
+        "own_claim_tokens": list(own_claim_tokens),
         **_columns([item.event for item in items]),
         "statuses": [item.status for item in items],
         "reasons": [item.reason for item in items],
@@ -314,9 +326,9 @@ def record(
     return [(event_id, user_reward_id) for event_id, _, user_reward_id in rows]
 
 
-def release_parked(connection: Connection, *, limit: int) -> list[dict[str, Any]]:
-    """Take parked mails whose campaign goes on, and return their events as they came."""
-    return [row[0] for row in connection.execute(_RELEASE_PARKED, {"limit": limit})]
+def release_parked(connection: Connection, *, limit: int) -> int:
+    """Emit again, under the ids they had, the parked mails whose campaign goes on; returns how many."""
+    return connection.execute(_RELEASE_PARKED, {"limit": limit}).rowcount
 
 
 def _columns(events: Sequence[EmailEvent]) -> dict[str, Any]:

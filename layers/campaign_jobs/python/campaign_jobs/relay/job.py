@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
-from campaign_jobs import outbox
-from campaign_jobs.catalog import MAX_VALUE_BYTES
+from pydantic import ValidationError
+
+from campaign_jobs.catalog import MAX_VALUE_BYTES, RELAY
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email.store import release_parked as release_parked_mails
 from campaign_jobs.errors import PublishError
 from campaign_jobs.events import EVENT_ADAPTER, as_value
 from campaign_jobs.fraud.cases import release_unheld
+from campaign_jobs.observability import logger_of
 from campaign_jobs.position.waiting import request_waiting
 from campaign_jobs.relay.lease import Lease
 from campaign_jobs.reward.settlement import release_parked as release_parked_webhooks
@@ -28,11 +30,16 @@ UNTIL_DEADLINE_SECONDS: Final = 10.0
 """What is left when it stops looking, enough for a round that is under way."""
 
 _UNPUBLISHED: Final = """
-SELECT id, partition_key, event FROM campaign_jobs.outbox WHERE published_at IS NULL ORDER BY id LIMIT %s
+SELECT id, partition_key, event FROM campaign_jobs.outbox
+WHERE published_at IS NULL AND refused IS NULL ORDER BY id LIMIT %s
 """
 
 _PUBLISHED: Final = """
 UPDATE campaign_jobs.outbox SET published_at = clock_timestamp() WHERE id = ANY (%s)
+"""
+
+_REFUSED: Final = """
+UPDATE campaign_jobs.outbox SET refused = %s WHERE id = ANY (%s)
 """
 
 
@@ -49,6 +56,7 @@ class RelayReport:
     """What one run did, each a number of events."""
 
     published: int = 0
+    refused: int = 0
     parked_mails_released: int = 0
     parked_webhooks_released: int = 0
     held_rewards_released: int = 0
@@ -95,16 +103,17 @@ class Relay:
         report = report or RelayReport()
         try:
             with self._database.transaction() as connection:
-                mails = _release_mails(connection)
+                mails = release_parked_mails(connection, limit=PUBLISH_AT_ONCE)
                 webhooks = release_parked_webhooks(connection)
                 rewards = release_unheld(connection)
                 positions = self._request_positions(connection)
         finally:
             # What cannot be brought back does not keep the rest from going out.
-            published = self._publish_all(go_on)
+            published, refused = self._publish_all(go_on)
         return replace(
             report,
             published=report.published + published,
+            refused=report.refused + refused,
             parked_mails_released=report.parked_mails_released + mails,
             parked_webhooks_released=report.parked_webhooks_released + webhooks,
             held_rewards_released=report.held_rewards_released + rewards,
@@ -118,20 +127,27 @@ class Relay:
         self._positions_looked_at = time.monotonic()
         return request_waiting(connection, older_than=WAITED_TOO_LONG)
 
-    def _publish_all(self, go_on: Callable[[], bool]) -> int:
-        published = 0
+    def _publish_all(self, go_on: Callable[[], bool]) -> tuple[int, int]:
+        published = refused = 0
         while True:
             with self._database.transaction() as connection:
                 rows = connection.execute(_UNPUBLISHED, [PUBLISH_AT_ONCE]).fetchall()
             if not rows:
-                return published
+                return published, refused
+            messages = {id_: (key, _value(event)) for id_, key, event in rows}
+            too_large = [id_ for id_, (_, value) in messages.items() if len(value) > MAX_VALUE_BYTES]
+            if too_large:
+                # One such row would fail every run, and all others would wait for the next tick.
+                self._refuse(too_large)
+                refused += len(too_large)
+                messages = {id_: message for id_, message in messages.items() if id_ not in too_large}
             failure: PublishError | None = None
+            acknowledged = list(messages)
             try:
-                self._publisher.publish([(key, _value(event)) for _, key, event in rows])
-                acknowledged = [row[0] for row in rows]
+                self._publisher.publish(list(messages.values()))
             except PublishError as error:
-                missing = set(error.unacknowledged) or set(range(len(rows)))
-                acknowledged = [row[0] for number, row in enumerate(rows) if number not in missing]
+                missing = set(error.unacknowledged) or set(range(len(messages)))
+                acknowledged = [id_ for number, id_ in enumerate(messages) if number not in missing]
                 failure = error
             with self._database.transaction() as connection:
                 connection.execute(_PUBLISHED, [acknowledged])
@@ -140,21 +156,27 @@ class Relay:
                 raise failure
             # A long backlog must outlast neither the lease nor the invocation.
             if len(rows) < PUBLISH_AT_ONCE or not go_on():
-                return published
+                return published, refused
 
-
-def _release_mails(connection: Connection) -> int:
-    parked = release_parked_mails(connection, limit=PUBLISH_AT_ONCE)
-    events = [EVENT_ADAPTER.validate_python(event) for event in parked]
-    outbox.enqueue_again(connection, events)
-    return len(events)
+    def _refuse(self, ids: Sequence[int]) -> None:
+        reason = f"the event is longer than the {MAX_VALUE_BYTES} bytes that a record's value may have"
+        with self._database.transaction() as connection:
+            connection.execute(_REFUSED, [reason, list(ids)])
+        logger_of(RELAY.name).warning(
+            "outbox rows refused", extra={"outbox_ids": list(ids), "reason": reason}
+        )
 
 
 def _value(event: dict[str, Any]) -> bytes:
     # As compact as the outbox measured it, or an event near the limit could never be published.
     value = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    # jsonb writes a number such as 1e300 out.
-    return value if len(value) <= MAX_VALUE_BYTES else as_value(EVENT_ADAPTER.validate_python(event))
+    if len(value) <= MAX_VALUE_BYTES:
+        return value
+    try:
+        # jsonb writes a number such as 1e300 out.
+        return as_value(EVENT_ADAPTER.validate_python(event))
+    except ValidationError:
+        return value
 
 
 def counts(report: RelayReport) -> dict[str, float]:

@@ -5,9 +5,12 @@ CREATE TABLE campaign_jobs.outbox (
     partition_key text NOT NULL,
     event jsonb NOT NULL CHECK (jsonb_typeof(event) = 'object'),
     created_at timestamptz NOT NULL DEFAULT now(),
-    published_at timestamptz
+    published_at timestamptz,
+    -- Why Kafka will never take it; relay leaves it here for people to see.
+    refused text,
+    CHECK (published_at IS NULL OR refused IS NULL)
 );
-CREATE INDEX outbox_unpublished ON campaign_jobs.outbox (id) WHERE published_at IS NULL;
+CREATE INDEX outbox_unpublished ON campaign_jobs.outbox (id) WHERE published_at IS NULL AND refused IS NULL;
 
 -- A lease names the one process that may do something for the next few seconds; no transaction stays open meanwhile.
 CREATE TABLE campaign_jobs.leases (
