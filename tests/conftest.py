@@ -1,5 +1,7 @@
 """One PostgreSQL server and one Kafka broker for the whole run; each test gets a database and a topic of its own."""
 
+import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,11 +18,18 @@ from local.postgres import PostgresServer
 TEMPLATE_DATABASE = "campaign_jobs_template"
 
 
+def _in_memory() -> Path | None:
+    """Where files are memory, when there is room: a database for each test is many small files."""
+    shared_memory = Path("/dev/shm")
+    roomy = shared_memory.is_dir() and shutil.disk_usage(shared_memory).free > 4 * 2**30
+    return shared_memory if roomy and os.access(shared_memory, os.W_OK) else None
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     # Not below pytest's own directory, which each run closes to other users: as root, the server runs as another one.
     with (
-        tempfile.TemporaryDirectory(prefix="campaign-jobs-postgres-") as directory,
+        tempfile.TemporaryDirectory(prefix="campaign-jobs-postgres-", dir=_in_memory()) as directory,
         PostgresServer(Path(directory) / "data", durable=False) as server,
     ):
         migrations.apply(server.create_database(TEMPLATE_DATABASE))

@@ -315,14 +315,28 @@ def parse(decoded: dict[str, Any], *, recorded_at: datetime) -> Event:
         raise InvalidEvent("; ".join(_problems(error))) from None
 
 
+_NO_TEXT_OR_NUMBER: Final = "must be a text or a number"
+
+
 def _problems(error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False)[:10]:
-        # The first element of a location is the discriminating event type; keys that a producer chose are not repeated.
-        names = [str(part) for part in problem["loc"][1:]]
+    """One line for each wrong field, at most ten, without what the producer sent."""
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        # The first element of a location is the discriminating event type.
+        location, message = problem["loc"][1:], problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "string_unicode":
+            message = "must not contain a lone surrogate"
+        if location[:2] == ("data", "template_data") and len(location) > 3:
+            # A value is tried as a text and as each kind of number; that it is none of them is one problem, not three.
+            location = location[:3]
+            if problem["type"] in ("string_type", "int_type", "float_type"):
+                message = _NO_TEXT_OR_NUMBER
+        # Keys that a producer chose are not repeated unless they are plain names.
+        names = [str(part) for part in location]
         where = ".".join(name for name in names if re.fullmatch(r"[a-z_]{1,40}", name)) or "the event"
-        lines.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
-    return list(dict.fromkeys(lines))
+        if lines.get(where, _NO_TEXT_OR_NUMBER) == _NO_TEXT_OR_NUMBER:
+            lines[where] = message
+    return [f"{where}: {message}" for where, message in list(lines.items())[:10]]
 
 
 def _refuse_constant(name: str) -> None:

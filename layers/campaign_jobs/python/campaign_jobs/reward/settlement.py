@@ -42,7 +42,9 @@ SET status = CASE WHEN user_rewards.status = 'redeemed' THEN 'redeemed' WHEN res
         WHEN result = 'held' THEN 'earned' ELSE 'failed' END,
     delivered_at = CASE result WHEN 'accepted' THEN clock_timestamp() ELSE delivered_at END,
     last_error = CASE result WHEN 'failed' THEN reason END,
-    held_at = CASE WHEN result = 'held' AND user_id = ANY(%(held_user_ids)s) THEN clock_timestamp() END
+    held_at = CASE WHEN result = 'held' AND user_id = ANY(%(held_user_ids)s) THEN clock_timestamp() END,
+    -- Parked while its reward was still delivered by webhook.
+    parked_event_id = NULL, parked_at = NULL
 FROM settling WHERE user_rewards.id = settling.id
 RETURNING user_rewards.id, user_rewards.campaign_id, user_rewards.attempts, clock_timestamp(),
     result = 'held' AND held_at IS NULL
