@@ -10,20 +10,13 @@ import hmac
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from local.certificates import Certificates, make_certificates
 from local.demo.services import endpoint_secret
 
 ADDRESS: Final = "127.0.0.1"
@@ -45,11 +38,12 @@ class WebhookReceiver:
 
     def __init__(self, directory: Path) -> None:
         """The authority's certificate goes into `directory`, which exists."""
-        self.ca_file = directory / "webhook-ca.pem"
+        certificates = make_certificates(directory, [ADDRESS])
+        self.ca_file = certificates.ca_file
         self.received: list[Received] = []
         self._tries: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._server = _Server(self, _tls_context(self.ca_file, directory))
+        self._server = _Server(self, _tls_context(certificates))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
@@ -133,70 +127,10 @@ def _is_signed(endpoint: str, headers: dict[str, str], body: bytes) -> bool:
     )
 
 
-SIGNS_CERTIFICATES: Final = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
-
-
-def _tls_context(ca_file: Path, directory: Path) -> ssl.SSLContext:
-    """Make an authority and a certificate for this machine's own address, good for a day."""
-    authority_key, server_key = (
-        ec.generate_private_key(ec.SECP256R1()),
-        ec.generate_private_key(ec.SECP256R1()),
-    )
-    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "campaign-jobs demo")])
-    now = datetime.now(UTC)
-
-    def certificate(
-        subject: x509.Name, key: ec.EllipticCurvePrivateKey, extensions: Sequence[x509.ExtensionType]
-    ) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(authority)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=1))
-            # Python 3.13 checks strictly that a chain names its keys.
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-            )
-        )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=True)
-        return builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    signs_certificates = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    is_authority = x509.BasicConstraints(ca=True, path_length=None)
-    ca_file.write_bytes(certificate(authority, authority_key, [is_authority, signs_certificates]))
-    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(ADDRESS))])
-    key = server_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    chain = directory / "webhook-server.pem"
-    chain.touch(mode=0o600)
-    chain.write_bytes(certificate(x509.Name([]), server_key, [names]) + key)
+def _tls_context(certificates: Certificates) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain)
-    chain.unlink()
+    context.load_cert_chain(certificates.certificate_file, certificates.key_file)
+    # Only the authority's certificate is needed from here on.
+    certificates.certificate_file.unlink()
+    certificates.key_file.unlink()
     return context

@@ -18,20 +18,14 @@ from campaign_jobs.reward.job import RewardJob
 from campaign_jobs.reward.settlement import release_parked
 from campaign_jobs.reward.webhooks.client import Answer, HttpsWebhookClient, WebhookClient
 from campaign_jobs.worker.outcomes import Done, Later, Rejected, Retry, Skipped
+from local.certificates import Certificates, make_certificates
 from tests.integration.reward_campaign import PREVIOUS_SECRET, SECRET, Campaign, deadline, delivery_of
-from tests.integration.webhook_receiver import (
-    HOST,
-    Certificates,
-    Receiver,
-    make_certificates,
-    receiving,
-    status,
-)
+from tests.integration.webhook_receiver import HOST, NAMES, Receiver, receiving, status
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
+    return make_certificates(tmp_path_factory.mktemp("certificates"), NAMES)
 
 
 @pytest.fixture

@@ -13,21 +13,15 @@ import pytest
 from campaign_jobs.errors import UnsafeTarget
 from campaign_jobs.reward.webhooks import guard
 from campaign_jobs.reward.webhooks.client import MAX_RESPONSE_BYTES, HttpsWebhookClient
-from tests.integration.webhook_receiver import (
-    HOST,
-    Certificates,
-    Receiver,
-    make_certificates,
-    receiving,
-    status,
-)
+from local.certificates import Certificates, make_certificates
+from tests.integration.webhook_receiver import HOST, NAMES, Receiver, receiving, status
 
 BODY = b'{"type":"reward.earned"}'
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
+    return make_certificates(tmp_path_factory.mktemp("certificates"), NAMES)
 
 
 @pytest.fixture

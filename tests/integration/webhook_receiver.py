@@ -5,28 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
-from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from local.certificates import Certificates
 
 HOST = "hooks.example.com"
-SIGNS_CERTIFICATES = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+NAMES = [HOST, "127.0.0.1"]
 
 
 @dataclass(frozen=True)
@@ -71,62 +55,6 @@ class Receiver:
         with self._lock:
             self.requests.append(request)
             return self._answering.pop(0) if len(self._answering) > 1 else self._answering[0]
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """An authority, and a certificate it gave to HOST and to 127.0.0.1."""
-
-    ca_file: Path
-    certificate_file: Path
-    key_file: Path
-
-
-def make_certificates(directory: Path) -> Certificates:
-    authority_key, server_key = (
-        ec.generate_private_key(ec.SECP256R1()),
-        ec.generate_private_key(ec.SECP256R1()),
-    )
-    authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "throwaway authority")])
-    now = datetime.now(UTC)
-
-    def builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(authority_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(days=1))
-            # Python 3.13 checks strictly that a chain names its keys.
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-            )
-        )
-
-    authority = (
-        builder(authority_name, authority_key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(SIGNS_CERTIFICATES, critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    names = x509.SubjectAlternativeName([x509.DNSName(HOST), x509.IPAddress(ip_address("127.0.0.1"))])
-    certificate = (
-        builder(x509.Name([]), server_key)
-        .add_extension(names, critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    files = Certificates(directory / "ca.pem", directory / "certificate.pem", directory / "key.pem")
-    files.ca_file.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    files.certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files.key_file.write_bytes(
-        server_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return files
 
 
 @contextmanager
