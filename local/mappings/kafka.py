@@ -9,8 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 from uuid import UUID
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -20,6 +19,7 @@ from local.functions import FunctionFailed
 from local.mappings import LOCAL_ACCOUNT, LOCAL_REGION, Invocable, MappingBroken, MappingCounters
 from local.mappings.filters import KafkaFilter
 from local.mappings.kafka_event import Batching, kafka_event, record_of
+from local.processes import Service
 
 LOCAL_CLUSTER_ARN: Final = (
     f"arn:aws:kafka:{LOCAL_REGION}:{LOCAL_ACCOUNT}:cluster/campaign-jobs-local/{UUID(int=0)}-1"
@@ -39,7 +39,7 @@ _MAX_POLL_INTERVAL_MS: Final = 16 * 60 * 1000
 log = logging.getLogger(__name__)
 
 
-class KafkaMapping:
+class KafkaMapping(Service):
     """Feeds one function from one topic, in a thread of its own, as one consumer of `consumer_group`."""
 
     def __init__(
@@ -125,15 +125,6 @@ class KafkaMapping:
                 and not self._uncommitted
                 and all(self._position(partition) >= end for partition, end in ends.items())
             )
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # The mapping's own thread, from here on.
 

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local.functions import FunctionFailed
 from local.mappings import MAX_PAYLOAD_BYTES, Invocable, MappingBroken, MappingCounters
+from local.processes import Service
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -44,7 +44,7 @@ class QueueDepth:
     delayed: int
 
 
-class SqsMapping:
+class SqsMapping(Service):
     """Feeds one function from one queue, with `max_concurrency` threads that each receive and deliver."""
 
     def __init__(
@@ -121,15 +121,6 @@ class SqsMapping:
         if self._broken is not None:
             raise MappingBroken(f"mapping {self.queue_name}: {self._broken}") from self._broken
         return self.depth() == QueueDepth(0, 0, 0)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # The mapping's own threads, from here on.
 
