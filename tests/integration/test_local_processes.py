@@ -21,10 +21,12 @@ STUBBORN = [
 
 # Starts a child from a thread that ends at once, as a pool's thread would, and then waits.
 PARENT = """
-import sys, threading, time
+import signal, sys, threading, time
 from pathlib import Path
 from local.processes import ChildProcess
 
+# Whoever runs the tests in the background of a shell has it ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 child = ChildProcess("sleeper", sys.argv[2:], log_file=Path(sys.argv[1]))
 thread = threading.Thread(target=child.start)
 thread.start()
