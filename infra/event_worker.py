@@ -70,8 +70,9 @@ class EventWorker(Construct):
         self.dead_letter_queue.grant_send_messages(self.function)
         for lane, queue in self.retry_queues.items():
             self._let_retry(lane, queue)
-            self._map_topic(lane, environment, kafka)
-            self._map_retry_queue(queue)
+            alias = self._alias(lane)
+            self._map_topic(lane, alias, environment, kafka)
+            self._map_retry_queue(alias, queue)
 
     def forward_to(self, other: "EventWorker") -> None:
         """Let this worker hand what belongs to another one to that one's retry queues."""
@@ -82,7 +83,18 @@ class EventWorker(Construct):
         queue.grant_send_messages(self.function)
         self.function.add_environment(lane.retry_queue_setting, queue.queue_url)
 
-    def _map_topic(self, lane: Lane, environment: Environment, kafka: KafkaCluster) -> None:
+    def _alias(self, lane: Lane) -> lambda_.Alias:
+        """What the lane's mappings invoke, because by nothing else could an invocation know its lane.
+
+        It points to $LATEST, so that it changes nothing about what runs.
+        """
+        return lambda_.Alias(
+            self, f"Alias-{lane.name}", alias_name=lane.name, version=self.function.latest_version
+        )
+
+    def _map_topic(
+        self, lane: Lane, alias: lambda_.Alias, environment: Environment, kafka: KafkaCluster
+    ) -> None:
         """A mapping made directly: ManagedKafkaEventSource allows a function only one for each topic.
 
         Nothing here may be a property that only provisioned pollers heed. Topic, group and starting position
@@ -93,7 +105,7 @@ class EventWorker(Construct):
         mapping = lambda_.EventSourceMapping(
             self,
             f"Mapping-{lane.name}",
-            target=self.function,
+            target=alias,
             event_source_arn=kafka.cluster.ref,
             kafka_topic=kafka.topic.topic_name,
             kafka_consumer_group_id=consumer_group,
@@ -107,8 +119,9 @@ class EventWorker(Construct):
         # A mapping of a topic that is not there yet fails.
         mapping.node.add_dependency(kafka.topic)
 
-    def _map_retry_queue(self, queue: sqs.Queue) -> None:
-        self.function.add_event_source(
+    @staticmethod
+    def _map_retry_queue(alias: lambda_.Alias, queue: sqs.Queue) -> None:
+        alias.add_event_source(
             # Alone in its batch, a message stays when the function fails and goes when it succeeds.
             event_sources.SqsEventSource(queue, batch_size=1, max_concurrency=_RETRY_CONCURRENCY)
         )

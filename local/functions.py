@@ -105,8 +105,8 @@ class FunctionEnvironment:
         """The process, or None before the first invocation and after one that ended it."""
         return None if self._process is None else self._process.pid
 
-    def invoke(self, event: dict[str, Any]) -> Any:
-        """Hand the event to the handler and return its result.
+    def invoke(self, event: dict[str, Any], *, qualifier: str | None = None) -> Any:
+        """Hand the event to the handler and return its result. `qualifier` is the alias that is invoked, if any.
 
         Raises FunctionFailed when the handler raises, FunctionCrashed when its process ends and FunctionTimedOut
         when it takes too long; after the last two the next invocation starts a new process.
@@ -121,6 +121,7 @@ class FunctionEnvironment:
         deadline = time.monotonic() + configuration.timeout_seconds
         request = {
             "event": event,
+            "qualifier": qualifier,
             "request_id": str(uuid.uuid4()),
             "deadline_ms": int((time.time() + configuration.timeout_seconds) * 1000),
         }
@@ -267,7 +268,11 @@ class Function:
         with self._lock:
             return sum(environment.cold_starts for environment in self._all)
 
-    def invoke(self, event: dict[str, Any]) -> Any:
+    def alias(self, name: str) -> "FunctionAlias":
+        """What to invoke so that the handler sees the alias in its context's `invoked_function_arn`."""
+        return FunctionAlias(self, name)
+
+    def invoke(self, event: dict[str, Any], *, qualifier: str | None = None) -> Any:
         """Invoke in an idle environment, a new one, or the first that becomes idle. Raises FunctionFailed."""
         with self._places:
             with self._lock:
@@ -275,7 +280,7 @@ class Function:
                 environment = self._idle.pop() if self._idle else self._add_environment()
                 self.invocations += 1
             try:
-                return environment.invoke(event)
+                return environment.invoke(event, qualifier=qualifier)
             except FunctionFailed:
                 with self._lock:
                     self.failures += 1
@@ -303,3 +308,15 @@ class Function:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class FunctionAlias:
+    """An alias of a function's $LATEST: the same execution environments under another name."""
+
+    function: Function
+    name: str
+
+    def invoke(self, event: dict[str, Any]) -> Any:
+        """Invoke the function by this alias. Raises FunctionFailed."""
+        return self.function.invoke(event, qualifier=self.name)

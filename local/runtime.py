@@ -1,8 +1,8 @@
 """The child's side of one Lambda execution environment: `python -m local.runtime <fd> <function> <handler.py>`.
 
 Frames on the socket `fd` are a length (4 bytes, big-endian) and JSON. We send `{"ready": true}` once the handler is
-imported, or `{"error": …}` and end; each `{"event", "request_id", "deadline_ms"}` is answered by `{"result": …}` or
-`{"error": …}`. Standard output and error belong to the handler's logs.
+imported, or `{"error": …}` and end; each `{"event", "qualifier", "request_id", "deadline_ms"}` is answered by
+`{"result": …}` or `{"error": …}`. Standard output and error belong to the handler's logs.
 """
 
 import importlib.util
@@ -66,7 +66,7 @@ def _until(deadline: float | None) -> float | None:
 class Context:
     """What Lambda's Python runtime hands to a handler as `context` (Lambda Developer Guide, "context object")."""
 
-    def __init__(self, request_id: str, deadline_ms: int) -> None:
+    def __init__(self, request_id: str, deadline_ms: int, qualifier: str | None = None) -> None:
         self.aws_request_id = request_id
         self.function_name = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
         self.function_version = os.environ["AWS_LAMBDA_FUNCTION_VERSION"]
@@ -74,7 +74,8 @@ class Context:
         self.log_group_name = os.environ["AWS_LAMBDA_LOG_GROUP_NAME"]
         self.log_stream_name = os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]
         region = os.environ["AWS_REGION"]
-        self.invoked_function_arn = f"arn:aws:lambda:{region}:000000000000:function:{self.function_name}"
+        arn = f"arn:aws:lambda:{region}:000000000000:function:{self.function_name}"
+        self.invoked_function_arn = arn if qualifier is None else f"{arn}:{qualifier}"
         self.identity = None
         self.client_context = None
         self._deadline_ms = deadline_ms
@@ -114,7 +115,8 @@ def _read_requests(channel: socket.socket, requests: "queue.SimpleQueue[dict[str
 
 def _answer(handler: Handler, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        result = handler(request["event"], Context(request["request_id"], request["deadline_ms"]))
+        context = Context(request["request_id"], request["deadline_ms"], request["qualifier"])
+        result = handler(request["event"], context)
     # Not BaseException: SystemExit ends the runtime in Lambda as well.
     except Exception as error:  # noqa: BLE001
         return _described(error)

@@ -212,12 +212,13 @@ class LocalSystem:
         for job_type in catalog.EVENT_JOB_TYPES:
             function = self.functions[job_type.name]
             for lane in job_type.lanes:
+                alias = function.alias(lane.name)
                 self.kafka_mappings.append(
                     KafkaMapping(
                         bootstrap_servers=self.kafka_brokers,
                         topic=self.settings.kafka_job_topic,
                         consumer_group=lane.consumer_group(self.settings.kafka_job_consumer_group),
-                        function=function,
+                        function=alias,
                         filter_pattern=lane.filter_pattern(),
                         batch_size=lane.batch_size,
                         batching_window_seconds=lane.batching_window_seconds,
@@ -227,7 +228,7 @@ class LocalSystem:
                     SqsMapping(
                         sqs=self.client("sqs"),
                         queue_url=self.queue_urls[lane.retry_queue_setting],
-                        function=function,
+                        function=alias,
                         batch_size=1,
                         max_concurrency=2,
                     )

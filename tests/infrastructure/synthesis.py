@@ -48,6 +48,18 @@ class Synthesis:
     def function(self, name: str) -> tuple[str, Resource]:
         return self.named("AWS::Lambda::Function", "FunctionName", name)
 
+    def alias(self, function_name: str, alias_name: str) -> Resource:
+        """What a mapping names to invoke a function by one of its aliases."""
+        function, _ = self.function(function_name)
+        ((logical_id, _),) = (
+            (logical_id, alias)
+            for logical_id, alias in self.resources("AWS::Lambda::Alias").items()
+            if (alias["Properties"]["FunctionName"], alias["Properties"]["Name"])
+            == ({"Ref": function}, alias_name)
+        )
+        name_in_arn = {"Fn::Select": [6, {"Fn::Split": [":", {"Ref": logical_id}]}]}
+        return {"Fn::Join": ["", [name_in_arn, f":{alias_name}"]]}
+
     def queue(self, part: str) -> tuple[str, Resource]:
         return self.named("AWS::SQS::Queue", "QueueName", part)
 

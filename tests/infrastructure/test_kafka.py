@@ -82,14 +82,13 @@ def test_each_lane_has_a_mapping_as_the_catalog_has_it(
     synthesis: Synthesis, job_type: catalog.EventJobType, lane: catalog.Lane
 ) -> None:
     mapping = mappings(synthesis)[f"job-workers-{lane.name}"]["Properties"]
-    function, _ = synthesis.function(job_type.name)
     cluster, _ = synthesis.one("AWS::MSK::Cluster")
     filters = mapping.get("FilterCriteria")
     assert {name: value for name, value in mapping.items() if name != "FilterCriteria"} == {
         KAFKA_MAPPINGS: {"ConsumerGroupId": f"job-workers-{lane.name}"},
         "BatchSize": lane.batch_size,
         "EventSourceArn": {"Ref": cluster},
-        "FunctionName": {"Ref": function},
+        "FunctionName": synthesis.alias(job_type.name, lane.name),
         "MaximumBatchingWindowInSeconds": lane.batching_window_seconds,
         "StartingPosition": "TRIM_HORIZON",
         "Topics": ["job-events"],

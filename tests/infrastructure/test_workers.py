@@ -1,5 +1,7 @@
 """Functions, queues and rules, as the catalog and the functions' settings have them."""
 
+from collections import Counter
+
 import pytest
 
 from campaign_jobs import catalog, settings
@@ -79,7 +81,6 @@ def test_each_lane_has_a_retry_queue_that_delivers_one_at_a_time(
     synthesis: Synthesis, job_type: catalog.EventJobType
 ) -> None:
     dead_letters, _ = synthesis.queue(f"{job_type.name}-dead-letters")
-    function, _ = synthesis.function(job_type.name)
     for lane in job_type.lanes:
         queue_id, queue = synthesis.queue(f"{lane.name}-retry")
         assert queue["Properties"]["RedrivePolicy"] == {
@@ -96,9 +97,26 @@ def test_each_lane_has_a_retry_queue_that_delivers_one_at_a_time(
         assert mapping == {
             "BatchSize": 1,
             "EventSourceArn": {"Fn::GetAtt": [queue_id, "Arn"]},
-            "FunctionName": {"Ref": function},
+            "FunctionName": synthesis.alias(job_type.name, lane.name),
             "ScalingConfig": {"MaximumConcurrency": 2},
         }
+
+
+def test_both_mappings_of_a_lane_invoke_the_alias_that_says_so(synthesis: Synthesis) -> None:
+    invoked = [
+        str(mapping["Properties"]["FunctionName"])
+        for mapping in synthesis.resources("AWS::Lambda::EventSourceMapping").values()
+    ]
+    # From Kafka and from the retry queue.
+    assert Counter(invoked) == {
+        str(synthesis.alias(job_type.name, lane.name)): 2
+        for job_type in catalog.EVENT_JOB_TYPES
+        for lane in job_type.lanes
+    }
+    versions = [
+        alias["Properties"]["FunctionVersion"] for alias in synthesis.resources("AWS::Lambda::Alias").values()
+    ]
+    assert versions == ["$LATEST"] * (len(invoked) // 2)
 
 
 def test_the_queues_are_those_of_the_catalog(synthesis: Synthesis) -> None:

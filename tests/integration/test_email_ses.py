@@ -31,6 +31,7 @@ from tests.integration.reward_campaign import deadline
 
 class Context:
     aws_request_id = "8f0c…"
+    invoked_function_arn = "arn:aws:lambda:us-east-1:000000000000:function:campaign-jobs-test-email:email"
 
     def get_remaining_time_in_millis(self) -> int:
         return 100_000

@@ -95,6 +95,20 @@ def test_the_context_is_lambdas(environment: Make) -> None:
     assert first["aws_request_id"] != second["aws_request_id"]
 
 
+def test_an_alias_is_another_name_for_the_same_environments(tmp_path: Path) -> None:
+    code = """
+        import os
+
+        def handler(event, context):
+            return [context.invoked_function_arn, context.function_version, os.getpid()]
+        """
+    with Function(configuration(tmp_path, code)) as function:
+        first, second = function.alias("email-bulk").invoke({}), function.invoke({})
+    arn = "arn:aws:lambda:us-east-1:000000000000:function:sample"
+    assert first == [f"{arn}:email-bulk", "$LATEST", second[2]]
+    assert second[0] == arn
+
+
 def test_it_sees_the_environment_it_was_given_and_nothing_of_ours(
     environment: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

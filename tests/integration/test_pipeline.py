@@ -27,12 +27,12 @@ from campaign_jobs.catalog import (
     UNROUTABLE,
     EventJobType,
 )
-from campaign_jobs.errors import DatabaseUnavailable, QueueUnavailable
+from campaign_jobs.errors import DatabaseUnavailable, QueueUnavailable, UnknownLane
 from campaign_jobs.settings import BY_FUNCTION, EventJobSettings
 from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
 from campaign_jobs.worker.messages import Received, body_of, dead_letter_of, read_body
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
-from campaign_jobs.worker.pipeline import Pipeline
+from campaign_jobs.worker.pipeline import Pipeline, lane_of
 from campaign_jobs.worker.queues import Outgoing, SqsQueues
 from campaign_jobs.worker.settle import MAX_BACKOFF, backoff
 from campaign_jobs.worker.unroutable import Unroutable
@@ -45,6 +45,7 @@ SQS_LIMIT = 1_048_576
 
 class Context:
     aws_request_id = "8f0c…"
+    invoked_function_arn = "arn:aws:lambda:us-east-1:000000000000:function:campaign-jobs-test-email:email"
 
     def get_remaining_time_in_millis(self) -> int:
         return 100_000
@@ -321,6 +322,30 @@ def test_a_time_that_no_calendar_has_does_not_stop_a_partition(
     assert abs(
         read_body(json.dumps(body), now=datetime.now(UTC)).recorded_at - datetime.now(UTC)
     ) < timedelta(minutes=1)
+
+
+# The lane of an invocation.
+
+FUNCTION_ARN = "arn:aws:lambda:us-east-1:000000000000:function:campaign-jobs-test-email"
+
+
+def test_the_alias_that_is_invoked_says_the_lane() -> None:
+    for lane in EMAIL.lanes:
+        assert lane_of(EMAIL, f"{FUNCTION_ARN}:{lane.name}") == lane
+
+
+@pytest.mark.parametrize("alias", ["", ":$LATEST", ":position", ":7"])
+def test_a_lane_that_cannot_be_known_stops_the_batch_where_there_are_several(
+    alias: str, pipeline: Pipeline, job: ScriptedJob, queues: RecordingQueues
+) -> None:
+    context = Context()
+    context.invoked_function_arn = f"{FUNCTION_ARN}{alias}"
+    with pytest.raises(UnknownLane, match=r"allowed are email, email-bulk"):
+        pipeline.handle(from_kafka(value_of(event())), context)
+    assert not job.batches
+    assert not queues.sent
+    (only,) = REWARD.lanes
+    assert lane_of(REWARD, context.invoked_function_arn) == only
 
 
 # The order and the identity of events in a batch.

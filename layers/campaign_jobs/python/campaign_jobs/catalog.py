@@ -21,6 +21,7 @@ class Lane:
     """One event-source mapping of a job type, with a consumer group and a retry queue of its own."""
 
     name: str
+    """Also the name of the function's alias that its mappings invoke: only by that is an invocation's lane known."""
     event_types: tuple[str, ...]
     """The event types its filter passes; empty means no filter at all."""
     batch_size: int

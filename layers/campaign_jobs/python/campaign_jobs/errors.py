@@ -43,6 +43,10 @@ class SendingStopped(BatchStopped):
     """SES has stopped sending for the whole account (paused, suspended, or its domain is no longer verified)."""
 
 
+class UnknownLane(BatchStopped):
+    """An invocation does not say for which of its function's lanes it is; it must be by a lane's alias."""
+
+
 class TemplateError(CampaignJobsError):
     """An email template cannot be rendered; the message names the template, the line and the cause."""
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from campaign_jobs import events
-from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType
-from campaign_jobs.errors import BatchStopped, InvalidEvent, NotOurs
+from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
+from campaign_jobs.errors import BatchStopped, InvalidEvent, NotOurs, UnknownLane
 from campaign_jobs.observability import log_unexpected, logger_of, publish_metrics
 from campaign_jobs.settings import EventJobSettings
 from campaign_jobs.worker.delivery import Deadline, Delivery
@@ -38,8 +38,27 @@ class LambdaContext(Protocol):
     """What is used of Lambda's context object."""
 
     aws_request_id: str
+    invoked_function_arn: str
 
     def get_remaining_time_in_millis(self) -> int: ...
+
+
+def lane_of(job_type: EventJobType, invoked_function_arn: str) -> Lane:
+    """The lane whose alias was invoked; the only lane where there is one.
+
+    Neither the event of the Kafka mapping nor a record in it says which mapping it is from. The last part of
+    arn:aws:lambda:<region>:<account>:function:<name>:<alias> does (Lambda Developer Guide, "context object").
+
+    Raises UnknownLane where several are possible and the alias names none of them.
+    """
+    if len(job_type.lanes) == 1:
+        return job_type.lanes[0]
+    alias = "".join(invoked_function_arn.split(":")[7:8])
+    for lane in job_type.lanes:
+        if lane.name == alias:
+            return lane
+    names = ", ".join(lane.name for lane in job_type.lanes)
+    raise UnknownLane(f"the function was invoked by the alias {alias or '(none)'}; allowed are {names}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,8 @@ class Pipeline:
         deadline = Deadline.of_invocation(context.get_remaining_time_in_millis)
         now = datetime.now(UTC)
         try:
-            counts = self._handle(event, deadline, now)
+            lane = lane_of(self._job_type, context.invoked_function_arn)
+            counts = self._handle(event, lane, deadline, now)
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(self._job_type.name, {"batch_stopped": 1})
@@ -95,12 +115,12 @@ class Pipeline:
         )
         return counts
 
-    def _handle(self, event: dict[str, Any], deadline: Deadline, now: datetime) -> Counter[str]:
+    def _handle(self, event: dict[str, Any], lane: Lane, deadline: Deadline, now: datetime) -> Counter[str]:
         counts: Counter[str] = Counter()
         known: dict[str, _Known] = {}
         settlements: list[Settlement] = []
         for received in self._receive(event, now, counts):
-            item = self._classify(received, now)
+            item = self._classify(received, lane, now)
             if item is None:
                 counts["ignored"] += 1
             elif isinstance(item, Settlement):
@@ -138,9 +158,9 @@ class Pipeline:
                 counts["dead_lettered"] += 1
         return received
 
-    def _classify(self, received: Received, now: datetime) -> _Known | Settlement | None:
+    def _classify(self, received: Received, lane: Lane, now: datetime) -> _Known | Settlement | None:
         """A valid event of ours, a settlement at once, or None for what somebody else owns."""
-        retry_queue_url = self._settings.retry_queue_url(self._job_type.lanes[0])
+        retry_queue_url = self._settings.retry_queue_url(lane)
         if received.dropped_value is not None:
             return Settlement(received, Rejected("the value was too large to keep"), retry_queue_url)
         try:
