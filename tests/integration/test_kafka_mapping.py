@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -138,7 +140,7 @@ def test_the_event_is_lambdas_with_several_partitions_in_one_payload(
     publish(
         [(2, b'{"a": 1}')],
         key=b"\x00key",
-        headers=[("trace", b"00"), ("raw", b"\x00\x7f\x80\xff")],
+        headers=[("trace", b"00"), ("raw", b"\x00\x7f\x80\xff"), ("trace", None)],
         timestamp=1_735_732_800_000,
     )
     publish([(7, None), (2, "ä".encode())])
@@ -170,13 +172,13 @@ def test_the_event_is_lambdas_with_several_partitions_in_one_payload(
         "timestampType": "CREATE_TIME",
         "key": base64.b64encode(b"\x00key").decode(),
         "value": base64.b64encode(b'{"a": 1}').decode(),
-        "headers": [{"trace": [48, 48]}, {"raw": [0, 127, -128, -1]}],
+        "headers": [{"trace": [48, 48]}, {"raw": [0, 127, -128, -1]}, {"trace": []}],
     }
     assert (second["offset"], second["key"], second["headers"]) == (1, None, [])
     assert event["records"][f"{topic}-7"][0]["value"] is None
 
     parsed = {(record.partition, record.offset): record for record in KafkaEvent(event).records}
-    assert parsed[2, 0].decoded_headers == {"trace": b"00", "raw": b"\x00\x7f\x80\xff"}
+    assert parsed[2, 0].decoded_headers == {"trace": b"", "raw": b"\x00\x7f\x80\xff"}
 
 
 def test_order_is_kept_within_each_partition_and_no_batch_exceeds_its_size(
@@ -261,6 +263,18 @@ def test_offsets_of_filtered_out_records_are_committed_only_with_a_successful_in
     assert committed()[0] in (2, 3)
 
 
+def test_a_failed_invocation_commits_nothing_of_what_was_filtered_out_either(
+    mapping: Make, publish: Publish, committed: Callable[[], dict[int, int]]
+) -> None:
+    publish([(5, b'{"type": "b"}'), (0, b'{"type": "b"}'), (0, b'{"type": "a"}')])
+    failing = Recorder(fail)
+    started = mapping(failing, filter_pattern={"value": {"type": ["a"]}})
+    until(lambda: len(failing.events) > 1 and started.counters.filtered_out == 2, "it has failed twice")
+    assert committed() == {}
+    started.stop()
+    assert committed() == {}
+
+
 def test_offsets_are_committed_after_the_invocation(
     mapping: Make, publish: Publish, committed: Callable[[], dict[int, int]]
 ) -> None:
@@ -294,6 +308,39 @@ def test_a_failed_batch_is_delivered_again_unchanged_and_nothing_is_skipped(
     assert committed() == {0: 4, 1: 4}
     counters = started.counters
     assert (counters.failed_batches, counters.failed, counters.delivered) == (3, 24, 8)
+
+
+def test_what_follows_a_failing_batch_in_its_partitions_waits_for_it(mapping: Make, publish: Any) -> None:
+    publish(numbered([0, 1], 3))
+
+    def fail_until_more_has_come(event: Event) -> None:
+        if len(function.events) == 3:
+            publish(numbered([0, 1], 3))
+        if len(function.events) <= 6:
+            fail(event)
+
+    function = Recorder(fail_until_more_has_come)
+    started = mapping(function, batch_size=6, batching_window_seconds=LONG)
+    until(started.caught_up, "all is delivered")
+    assert len(function.events) == 8
+    assert {tuple(places([event])) for event in function.events[:7]} == {tuple(places(function.events[:1]))}
+    for partition in (0, 1):
+        assert [offset for place, offset in places(function.done) if place == partition] == list(range(6))
+
+
+def test_a_member_delivers_one_batch_at_a_time(mapping: Make, publish: Publish) -> None:
+    publish(numbered(range(4), 10))
+    alone = threading.Lock()
+
+    def look(_: Event) -> None:
+        assert alone.acquire(blocking=False)
+        # Long enough for another invocation to come along, if there were one.
+        time.sleep(0.05)
+        alone.release()
+
+    function = Recorder(look)
+    until(mapping(function, batch_size=5).caught_up, "all is delivered")
+    assert len(function.done) >= 8
 
 
 def test_stop_lets_the_batch_in_flight_finish_and_a_new_start_loses_and_repeats_nothing(
@@ -366,6 +413,54 @@ def test_a_batch_that_keeps_failing_does_not_hold_partitions_back_from_another_m
     first.stop()
     until(lambda: len(set(places(healthy.done))) == 2 * TOPIC_PARTITIONS, "the rest has come over, too")
     assert len(places(healthy.done)) == 2 * TOPIC_PARTITIONS
+
+
+def test_a_member_killed_in_the_midst_of_a_batch_leaves_it_to_the_next(
+    mapping: Make,
+    publish: Publish,
+    kafka_broker: KafkaBroker,
+    topic: str,
+    group: str,
+    committed: Callable[[], dict[int, int]],
+) -> None:
+    publish(numbered(range(TOPIC_PARTITIONS), 3))
+    member = subprocess.Popen(
+        [sys.executable, "-c", _MEMBER, kafka_broker.bootstrap_servers, topic, group], stdout=subprocess.PIPE
+    )
+    with member:
+        assert member.stdout is not None
+        assert member.stdout.readline() == b"10 records\n"
+        assert member.stdout.readline() == b"10 records\n"
+        member.kill()
+    assert sum(committed().values()) == 10
+    function = Recorder()
+    until(mapping(function, batch_size=10).caught_up, "the next member has taken all over")
+    assert len(places(function.done)) == len(set(places(function.done))) == 20
+    assert committed() == dict.fromkeys(range(TOPIC_PARTITIONS), 3)
+
+
+# One batch succeeds, and the process ends in the second.
+_MEMBER = """
+import sys, time
+from local.mappings.kafka import KafkaMapping
+
+class Slow:
+    seen = 0
+
+    def invoke(self, event):
+        print(sum(len(records) for records in event["records"].values()), "records", flush=True)
+        self.seen += 1
+        if self.seen == 2:
+            time.sleep(600)
+
+servers, topic, group = sys.argv[1:]
+mapping = KafkaMapping(
+    bootstrap_servers=servers, topic=topic, consumer_group=group, function=Slow(), batch_size=10,
+    batching_window_seconds=300,
+)
+mapping.start()
+time.sleep(600)
+"""
 
 
 def test_a_broker_that_restarts_in_the_midst_of_a_batch_loses_nothing(

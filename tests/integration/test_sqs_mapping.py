@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 from aws_lambda_powertools.utilities.data_classes import SQSEvent
+from botocore.exceptions import EndpointConnectionError
 
 from local.aws import AwsStandIn
 from local.functions import FunctionFailed
@@ -71,7 +72,7 @@ def mapping(sqs: Any, queue_url: str, aside: ThreadPoolExecutor) -> Iterator[Mak
     made: list[SqsMapping] = []
 
     def start(function: Any, **changes: Any) -> SqsMapping:
-        made.append(SqsMapping(sqs=sqs, queue_url=queue_url, function=function, **changes))
+        made.append(SqsMapping(**{"sqs": sqs, "queue_url": queue_url, "function": function, **changes}))
         made[-1].start()
         return made[-1]
 
@@ -197,6 +198,61 @@ def test_a_failed_batch_stays_invisible_and_then_comes_again(sqs: Any, queue_url
     assert (started.counters.failed, started.counters.delivered) == (2, 2)
 
 
+def test_a_failed_message_becomes_visible_by_itself_and_counts_its_receipts(
+    sqs: Any, queue_url: str, mapping: Make
+) -> None:
+    sqs.set_queue_attributes(QueueUrl=queue_url, Attributes={"VisibilityTimeout": "1"})
+    send(sqs, queue_url, "a")
+    counts: list[str] = []
+
+    def fail_twice(event: Event) -> None:
+        counts.append(event["Records"][0]["attributes"]["ApproximateReceiveCount"])
+        if len(counts) <= 2:
+            fail(event)
+
+    until(mapping(Recorder(fail_twice)).idle, "the message is gone")
+    assert counts == ["1", "2", "3"]
+
+
+def test_a_message_that_was_received_too_often_goes_to_the_queues_dead_letter_queue(
+    sqs: Any, queue_url: str, mapping: Make
+) -> None:
+    dead = sqs.create_queue(QueueName=f"dead-{uuid.uuid4().hex}")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 2})
+    sqs.set_queue_attributes(
+        QueueUrl=queue_url, Attributes={"VisibilityTimeout": "1", "RedrivePolicy": policy}
+    )
+    send(sqs, queue_url, "a")
+    function = Recorder(fail)
+    until(mapping(function).idle, "the queue has let the message go")
+    assert len(function.events) == 2
+    (message,) = sqs.receive_message(QueueUrl=dead)["Messages"]
+    assert message["Body"] == "a"
+
+
+def test_a_message_whose_deletion_fails_comes_again(sqs: Any, queue_url: str, mapping: Make) -> None:
+    sqs.set_queue_attributes(QueueUrl=queue_url, Attributes={"VisibilityTimeout": "1"})
+    send(sqs, queue_url, "a")
+    # SQS takes the request and refuses the first entry; then it does not answer at all; then it works.
+    answers: list[Any] = [
+        lambda given: {"Failed": [{"Id": "0", "Code": "InternalError", "SenderFault": False}]},
+        lambda given: (_ for _ in ()).throw(EndpointConnectionError(endpoint_url=queue_url)),
+    ]
+
+    class Unreliable:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sqs, name)
+
+        def delete_message_batch(self, **given: Any) -> Any:
+            return answers.pop(0)(given) if answers else sqs.delete_message_batch(**given)
+
+    function = Recorder()
+    started = mapping(function, sqs=Unreliable())
+    until(started.idle, "the message is gone")
+    assert function.bodies() == ["a", "a", "a"]
+
+
 def test_a_partial_batch_response_leaves_only_the_failed_ones(
     sqs: Any, queue_url: str, mapping: Make
 ) -> None:
@@ -265,6 +321,21 @@ def test_batches_run_side_by_side_up_to_the_concurrency(sqs: Any, queue_url: str
     assert len(function.events) == 3
 
 
+def test_no_more_batches_run_than_the_concurrency_allows(sqs: Any, queue_url: str, mapping: Make) -> None:
+    running = threading.BoundedSemaphore(2)
+    send(sqs, queue_url, *(str(n) for n in range(12)))
+
+    def look(_: Event) -> None:
+        assert running.acquire(blocking=False)
+        # Long enough for a third to come along, if there were one.
+        time.sleep(0.05)
+        running.release()
+
+    function = Recorder(look)
+    until(mapping(function, batch_size=1, max_concurrency=2).idle, "all messages are gone")
+    assert len(function.events) == 12
+
+
 def test_stop_lets_the_batch_in_flight_finish_and_takes_no_more(
     sqs: Any, queue_url: str, mapping: Make
 ) -> None:
@@ -295,6 +366,17 @@ def test_a_delayed_message_is_work_to_do(sqs: Any, queue_url: str, mapping: Make
     sqs.send_message(QueueUrl=queue_url, MessageBody="later", DelaySeconds=600)
     assert started.depth() == QueueDepth(visible=0, in_flight=0, delayed=1)
     assert not started.idle()
+
+
+def test_a_delayed_message_is_delivered_after_its_delay(sqs: Any, queue_url: str, mapping: Make) -> None:
+    function = Recorder()
+    started = mapping(function)
+    sent_at = time.time()
+    sqs.send_message(QueueUrl=queue_url, MessageBody="later", DelaySeconds=2)
+    until(started.idle, "the message is gone")
+    (event,) = function.events
+    received_at = int(event["Records"][0]["attributes"]["ApproximateFirstReceiveTimestamp"]) / 1000
+    assert received_at - sent_at >= 1.9
 
 
 def test_a_queue_that_does_not_answer_for_a_while_does_not_end_the_mapping(
