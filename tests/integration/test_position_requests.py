@@ -86,7 +86,7 @@ def test_a_runner_looks_again_after_its_commit(
 
     monkeypatch.setattr(run_module, "repeat_on_conflict", interrupted)
     assert PositionJob(database).process([delivery(campaign.id)], far_deadline()) == [Done()]
-    assert seen == [Run(2, True, changed=5, left=0, told=0), Run(2, True, changed=2, left=0, told=1), None]
+    assert seen == [Run(2, True, changed=5, left=0, told=0), Run(2, True, changed=2, left=0, told=1)]
     assert (campaign.runs(), campaign.waiting()) == (2, 0)
 
 

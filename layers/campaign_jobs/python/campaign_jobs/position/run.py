@@ -1,10 +1,11 @@
 """One run: a campaign's waiting requests, its positions and the mails about them, in one transaction.
 
 Why no request is lost. A request is committed before anybody tries the lock, and the lock is held until the run has
-committed. Who fails to get it came while a run was going on, and that runner looks for requests again after its commit,
-in a new snapshot, which sees everything committed before. A run deletes the requests that its own snapshot sees, the
-one it counts in; later ones stay. When a runner dies, its transaction is rolled back, requests included, and relay asks
-again.
+committed. Who fails to get it came while somebody held it, and that one looks for requests again after the end of its
+transaction, in a new snapshot, which sees everything committed before. The look that finds nothing, and after which
+nobody looks any more, holds no lock: nobody can have failed because of it. A run deletes the requests that its own
+snapshot sees, the one it counts in; later ones stay. When a runner dies, its transaction is rolled back, requests
+included, and relay asks again.
 
 Why a stale snapshot cannot commit. In REPEATABLE READ the statement that tries the lock takes the snapshot first, so
 another run may commit between the two, and this one would compare its ranking with positions that are there no more: a
@@ -23,6 +24,8 @@ from campaign_jobs.database.connection import Connection, Database
 
 # Enough to sort a million users in memory. Only as much is taken as the campaign needs.
 WORK_MEM: Final = "160MB"
+
+_LOOK: Final = "SELECT EXISTS (SELECT FROM campaign_jobs.position_requests WHERE campaign_id = %s)"
 
 # The setting ends with the transaction; a SET command would pin the connection in RDS Proxy.
 _LOCK: Final = """
@@ -162,6 +165,9 @@ class Run:
     """position_update events enqueued."""
 
 
+_NOTHING: Final = Run(requests=0, ranked=False, changed=0, left=0, told=0)
+
+
 def recalculate(database: Database, campaign_id: UUID, *, thorough: bool = False) -> Run | None:
     """Run once for a campaign; None when somebody else is running, or when nothing waits and `thorough` is not set.
 
@@ -177,6 +183,7 @@ def recalculate(database: Database, campaign_id: UUID, *, thorough: bool = False
     """
 
     def run(connection: Connection) -> Run | None:
+        """What was done; None when somebody else is running."""
         parameters = {"campaign_id": campaign_id, "work_mem": WORK_MEM}
         lock = connection.execute(_LOCK, parameters).fetchone()
         if lock is None:
@@ -186,7 +193,7 @@ def recalculate(database: Database, campaign_id: UUID, *, thorough: bool = False
         assert row is not None, "a campaign with a row in position_runs exists"
         requests, from_triggers, new_points = row
         if not requests and not thorough:
-            return None
+            return _NOTHING
         ranked = thorough or not was_ranked or from_triggers > 0 or new_points
         left = changed = told = 0
         if ranked:
@@ -196,4 +203,15 @@ def recalculate(database: Database, campaign_id: UUID, *, thorough: bool = False
         connection.execute(_RECORD, {"campaign_id": campaign_id, "ranked": ranked})
         return Run(requests, ranked, changed, left, told)
 
-    return repeat_on_conflict(database, run, isolation=IsolationLevel.REPEATABLE_READ)
+    while thorough or _anything_waits(database, campaign_id):
+        done = repeat_on_conflict(database, run, isolation=IsolationLevel.REPEATABLE_READ)
+        # Where somebody else has taken the requests meanwhile, we held the lock for nothing, and look again without it.
+        if done is not _NOTHING:
+            return done
+    return None
+
+
+def _anything_waits(database: Database, campaign_id: UUID) -> bool:
+    with database.transaction() as connection:
+        row = connection.execute(_LOOK, (campaign_id,)).fetchone()
+    return row is not None and bool(row[0])

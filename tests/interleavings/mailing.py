@@ -1,0 +1,45 @@
+"""Email jobs whose calls to SES are boundaries too."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from campaign_jobs.email.job import EmailJob
+from campaign_jobs.email.ses import Accepted, Mail, SendResult
+from campaign_jobs.events import EmailEvent
+from campaign_jobs.worker.delivery import Delivery
+from campaign_jobs.worker.outcomes import Later, Outcome
+from tests.integration.email_campaign import DEFAULT_SENDER
+from tests.integration.reward_campaign import deadline
+from tests.interleavings.stepping import Side
+
+LOADS = "SELECT wanted.event_id, clock_timestamp() AS now"
+
+
+@dataclass
+class SteppedSender:
+    """Accepts every mail; being asked and answering are boundaries of the side that sends."""
+
+    side: Side
+    sent: list[Mail]
+
+    def send(self, mail: Mail) -> SendResult:
+        self.side.reaches("SES is asked")
+        self.sent.append(mail)
+        self.side.reaches("SES answers")
+        return Accepted(f"message-{uuid.uuid4()}")
+
+
+def email_job(side: Side, sent: list[Mail]) -> EmailJob:
+    """A job that adds what SES accepts to `sent`; one mail at a time, so that only one of the side's threads moves."""
+    return EmailJob(side.database, SteppedSender(side, sent), pool_size=1, default_sender=DEFAULT_SENDER)
+
+
+def settled(
+    job: EmailJob, deliveries: Sequence[Delivery[EmailEvent]], outcomes: Sequence[Outcome]
+) -> list[Outcome]:
+    """The outcomes after all that was postponed has come again, alone, as from the retry queue."""
+    return [
+        job.process([delivery], deadline())[0] if isinstance(outcome, Later) else outcome
+        for delivery, outcome in zip(deliveries, outcomes, strict=True)
+    ]
