@@ -18,6 +18,7 @@ from campaign_jobs.email import ses as ses_module
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.rendering import RenderedEmail
 from campaign_jobs.email.ses import Accepted, Failed, Mail, Refused, SesSender, Throttled, Unknown
+from campaign_jobs.email.tags import message_tag
 from campaign_jobs.errors import SendingStopped
 from campaign_jobs.settings import EmailSettings
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry
@@ -77,7 +78,11 @@ def test_a_mail_arrives_as_it_was_written(job: EmailJob, campaign: MailCampaign,
     assert mail.to == [campaign.address(delivery.event.data.user_id)]
     assert mail.reply_to == ["help@example.org"]
     assert mail.subject == "Grüße 🎉"
-    assert mail.tags == {"type": "welcome", "campaign": str(campaign.id)}
+    assert mail.tags == {
+        "type": "welcome",
+        "campaign": str(campaign.id),
+        "message": message_tag(delivery.event.id),
+    }
     assert mail.html_file is not None
     assert "<p>Hallo &lt;Jörg&gt;</p>" in (aws.mail_directory / mail.html_file).read_text(
         encoding="utf-8-sig"

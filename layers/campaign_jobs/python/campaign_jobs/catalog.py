@@ -73,6 +73,25 @@ class ScheduledJobType:
     memory_mb: int
 
 
+@dataclass(frozen=True)
+class QueueJobType:
+    """A function that a queue of its own feeds, several messages at a time; those it reports as failed come again."""
+
+    name: str
+    batch_size: int
+    batching_window_seconds: int
+    timeout_seconds: int
+    memory_mb: int
+    visibility_timeout_seconds: int
+    """Six times the function's timeout and the window at least, as Lambda advises for batches."""
+    max_receives: int
+    """Receives before SQS moves a message to the dead-letter queue."""
+
+    @property
+    def queue_setting(self) -> str:
+        return f"{_setting_suffix(self.name)}_QUEUE_URL"
+
+
 EMAIL: Final = EventJobType(
     name="email",
     lanes=(
@@ -155,8 +174,21 @@ RELAY: Final = ScheduledJobType(
     memory_mb=256,
 )
 
+FEEDBACK: Final = QueueJobType(
+    name="feedback",
+    batch_size=100,
+    batching_window_seconds=5,
+    timeout_seconds=30,
+    memory_mb=256,
+    # Together, messages outlast a database that is away for an hour; those that nobody can read take as long to be
+    # set aside, and disturb nobody meanwhile.
+    visibility_timeout_seconds=300,
+    max_receives=12,
+)
+
 EVENT_JOB_TYPES: Final = (EMAIL, POSITION, REWARD, UNROUTABLE)
 SCHEDULED_JOB_TYPES: Final = (ANALYTICS, FRAUD, RELAY)
+QUEUE_JOB_TYPES: Final = (FEEDBACK,)
 
 LANE_BY_EVENT_TYPE: Final = {
     event_type: lane

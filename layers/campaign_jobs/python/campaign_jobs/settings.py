@@ -294,6 +294,11 @@ class RelaySettings(DatabaseSettings, KafkaSettings):
     pass
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeedbackSettings(DatabaseSettings):
+    pass
+
+
 BY_FUNCTION: Final[dict[str, type[Settings]]] = {
     "email": EmailSettings,
     "position": PositionSettings,
@@ -302,4 +307,5 @@ BY_FUNCTION: Final[dict[str, type[Settings]]] = {
     "analytics": AnalyticsSettings,
     "fraud": FraudSettings,
     "relay": RelaySettings,
+    "feedback": FeedbackSettings,
 }

@@ -7,6 +7,7 @@ from urllib.parse import quote
 from campaign_jobs.email.rendering import Template, built_in, render
 from campaign_jobs.email.ses import Mail
 from campaign_jobs.email.store import Loaded
+from campaign_jobs.email.tags import MESSAGE_TAG, message_tag
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs.events import EmailEvent
 
@@ -56,7 +57,11 @@ def compose(
         reply_to=row["reply_to"],
         recipient=row["email"],
         content=render(templates.for_event(loaded.event), context),
-        tags={"type": payload.type, "campaign": str(payload.campaign_id)},
+        tags={
+            "type": payload.type,
+            "campaign": str(payload.campaign_id),
+            MESSAGE_TAG: message_tag(loaded.event.id),
+        },
     )
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final
 
 from campaign_jobs.catalog import EMAIL, MAX_VALUE_BYTES
-from campaign_jobs.database.batches import in_batch
+from campaign_jobs.database.batches import in_batch, repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
 from campaign_jobs.email.composing import CannotCompose, Templates, compose
@@ -25,7 +25,9 @@ from campaign_jobs.email.decisions import (
     Wrong,
     decide,
     exclusive_key,
+    once_key,
 )
+from campaign_jobs.email.proof import accept_proven
 from campaign_jobs.email.ses import (
     CONNECT_SECONDS,
     READ_SECONDS,
@@ -149,14 +151,39 @@ class EmailJob:
         return [outcomes[delivery.event.id] for delivery in deliveries]
 
     def give_up(self, given_up: Sequence[tuple[Delivery[EmailEvent], str]]) -> None:
-        """Mark the mails as failed, and the rewards that they would have delivered."""
+        """Mark the mails as failed, and the rewards that they would have delivered.
+
+        A mail that an event of SES proves to have been taken is accepted instead.
+        """
         aside = [store.SetAside(delivery.event, "failed", reason) for delivery, reason in given_up]
         self._set_aside(aside, own_claim_tokens=self._unanswered)
         self._unanswered = []
+        # Only now, because an event that comes later finds the failed mail and accepts it by itself.
+        event_ids = [delivery.event.id for delivery, _ in given_up]
+        accepted = repeat_on_conflict(self._database, lambda connection: accept_proven(connection, event_ids))
+        self._log_proven(accepted)
 
     def _load(self, events: Sequence[EmailEvent]) -> tuple[list[store.Loaded], Templates]:
-        with self._database.transaction() as connection:
-            return store.load(connection, events), Templates(store.load_templates(connection, events))
+        def work(connection: Connection) -> tuple[list[str], list[store.Loaded], Templates]:
+            # First, because an earlier try may have gone out without anybody recording it.
+            accepted = accept_proven(
+                connection,
+                [event.id for event in events],
+                once_keys=[key for event in events if (key := once_key(event.data)) is not None],
+                position_user_ids=[
+                    event.data.user_id for event in events if event.data.type == "position_update"
+                ],
+            )
+            loaded = store.load(connection, events)
+            return accepted, loaded, Templates(store.load_templates(connection, events))
+
+        accepted, loaded, templates = repeat_on_conflict(self._database, work)
+        self._log_proven(accepted)
+        return loaded, templates
+
+    def _log_proven(self, event_ids: Sequence[str]) -> None:
+        for event_id in event_ids:
+            self._logger.info("mail accepted by an event of SES", extra={"event_id": event_id})
 
     def _set_aside(
         self, items: Sequence[store.SetAside], *, own_claim_tokens: Sequence[uuid.UUID] = ()

@@ -15,9 +15,15 @@ CREATE TABLE campaign_jobs.email_templates (
 CREATE UNIQUE INDEX email_templates_one_enabled
     ON campaign_jobs.email_templates (campaign_id, type, locale) NULLS NOT DISTINCT WHERE enabled;
 
+-- What a mail of an event carries as its SES tag `message`: letters and digits, as SES wants them, whatever the id is.
+CREATE FUNCTION campaign_jobs.message_tag(event_id text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT left(encode(sha256(convert_to(event_id, 'UTF8')), 'hex'), 32)
+$$;
+
 -- One row for each email event: the event's idempotency key, and what became of the mail.
 CREATE TABLE campaign_jobs.email_messages (
     event_id text PRIMARY KEY,
+    tag text NOT NULL UNIQUE GENERATED ALWAYS AS (campaign_jobs.message_tag(event_id)) STORED,
     type text NOT NULL CHECK (type IN ('verification', 'welcome', 'position_update', 'reward_earned', 'milestone')),
     campaign_id uuid NOT NULL REFERENCES campaign_jobs.campaigns,
     user_id uuid NOT NULL,
@@ -32,6 +38,10 @@ CREATE TABLE campaign_jobs.email_messages (
     -- The position that a position_update told; what "better than last notified" compares with.
     position integer,
     accepted_at timestamptz,
+    -- The furthest that SES has reported under the tag, and since when: it only ever advances.
+    delivery_status text CHECK (delivery_status IN ('sent', 'delayed', 'soft_bounced', 'delivered', 'rendering_failed',
+                                                    'rejected', 'bounced', 'complained')),
+    delivery_status_at timestamptz,
     -- The event as it came, while it is parked; relay emits it again under its id.
     parked_event jsonb,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -43,6 +53,7 @@ CREATE TABLE campaign_jobs.email_messages (
     CHECK ((status = 'accepted') = (ses_message_id IS NOT NULL)),
     CHECK ((status = 'parked') = (parked_event IS NOT NULL)),
     CHECK (status NOT IN ('skipped', 'parked', 'failed') OR reason IS NOT NULL),
+    CHECK ((delivery_status IS NULL) = (delivery_status_at IS NULL)),
     CHECK ((type = 'reward_earned') = (user_reward_id IS NOT NULL))
 );
 CREATE UNIQUE INDEX email_messages_once
