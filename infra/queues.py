@@ -19,6 +19,7 @@ def create_queue(
     name: str,
     visibility_timeout_seconds: int | None = None,
     dead_letter_queue: sqs.Queue | None = None,
+    max_receives: int = MAX_RECEIVES,
 ) -> sqs.Queue:
     return sqs.Queue(
         scope,
@@ -34,6 +35,6 @@ def create_queue(
         dead_letter_queue=(
             None
             if dead_letter_queue is None
-            else sqs.DeadLetterQueue(queue=dead_letter_queue, max_receive_count=MAX_RECEIVES)
+            else sqs.DeadLetterQueue(queue=dead_letter_queue, max_receive_count=max_receives)
         ),
     )

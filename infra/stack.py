@@ -9,6 +9,7 @@ from infra.database import Database
 from infra.email_identity import EmailIdentity
 from infra.environments import Environment
 from infra.event_worker import EventWorker
+from infra.feedback import Feedback
 from infra.kafka_cluster import KafkaCluster
 from infra.layers import Layers
 from infra.network import Network
@@ -42,6 +43,16 @@ class CampaignJobsStack(Stack):
             KAFKA_BROKERS=self.kafka.bootstrap_brokers,
             KAFKA_JOB_TOPIC=environment.kafka_job_topic,
             KAFKA_AUTH="iam",
+        )
+
+        Feedback(
+            self,
+            "Feedback",
+            environment=environment,
+            network=self.network,
+            layers=self.layers,
+            database=self.database,
+            configuration_set=self.email_identity.configuration_set,
         )
 
         for worker in (email, position, reward, analytics, fraud, relay):

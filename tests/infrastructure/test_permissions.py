@@ -9,6 +9,7 @@ from campaign_jobs.reward.webhooks.guard import FIRST_UNPRIVILEGED_PORT, HTTPS_P
 from tests.infrastructure.synthesis import Synthesis
 
 EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYPES}
+QUEUE_JOB_TYPES = {job_type.name: job_type for job_type in catalog.QUEUE_JOB_TYPES}
 FUNCTIONS = sorted(settings.BY_FUNCTION)
 USING_THE_DATABASE = [
     name for name in FUNCTIONS if "DATABASE_SECRET_ARN" in settings.BY_FUNCTION[name].environment_names()
@@ -71,7 +72,10 @@ def _group_name(arn: dict[str, Any], cluster: str) -> str:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_send_to_their_own_queues_only(synthesis: Synthesis, name: str) -> None:
-    if name not in EVENT_JOB_TYPES:
+    if name in QUEUE_JOB_TYPES:
+        # SQS itself moves what fails.
+        queues = []
+    elif name not in EVENT_JOB_TYPES:
         queues = [f"{name}-failed-runs"]
     else:
         # What has an owner by now, unroutable hands on to any of them.
@@ -83,10 +87,11 @@ def test_functions_send_to_their_own_queues_only(synthesis: Synthesis, name: str
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_take_from_their_own_retry_queues_only(synthesis: Synthesis, name: str) -> None:
+def test_functions_take_from_their_own_queues_only(synthesis: Synthesis, name: str) -> None:
     lanes = EVENT_JOB_TYPES[name].lanes if name in EVENT_JOB_TYPES else ()
+    queues = [f"{lane.name}-retry" for lane in lanes] + ([name] if name in QUEUE_JOB_TYPES else [])
     taking_from = {queue["Fn::GetAtt"][0] for queue in synthesis.granted(name, "sqs:ReceiveMessage")}
-    assert taking_from == {synthesis.queue(f"{lane.name}-retry")[0] for lane in lanes}
+    assert taking_from == {synthesis.queue(queue)[0] for queue in queues}
 
 
 def test_only_email_may_send_mail_and_only_from_our_domain(synthesis: Synthesis) -> None:

@@ -9,7 +9,8 @@ from tests.infrastructure.synthesis import Synthesis
 
 EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYPES}
 SCHEDULED_JOB_TYPES = {job_type.name: job_type for job_type in catalog.SCHEDULED_JOB_TYPES}
-FUNCTIONS = [*EVENT_JOB_TYPES, *SCHEDULED_JOB_TYPES]
+QUEUE_JOB_TYPES = {job_type.name: job_type for job_type in catalog.QUEUE_JOB_TYPES}
+FUNCTIONS = [*EVENT_JOB_TYPES, *SCHEDULED_JOB_TYPES, *QUEUE_JOB_TYPES]
 DAYS_14 = 14 * 24 * 60 * 60
 
 
@@ -56,7 +57,7 @@ def test_outgoing_requests_are_never_exempted_from_the_guard(synthesis: Synthesi
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_each_function_runs_as_the_catalog_has_it(synthesis: Synthesis, name: str) -> None:
-    job_type = EVENT_JOB_TYPES.get(name) or SCHEDULED_JOB_TYPES[name]
+    job_type = EVENT_JOB_TYPES.get(name) or SCHEDULED_JOB_TYPES.get(name) or QUEUE_JOB_TYPES[name]
     _, function = synthesis.function(name)
     properties = function["Properties"]
     assert properties["Runtime"] == "python3.13"
@@ -103,9 +104,11 @@ def test_each_lane_has_a_retry_queue_that_delivers_one_at_a_time(
 
 
 def test_both_mappings_of_a_lane_invoke_the_alias_that_says_so(synthesis: Synthesis) -> None:
+    without_lanes = [{"Ref": synthesis.function(name)[0]} for name in QUEUE_JOB_TYPES]
     invoked = [
         str(mapping["Properties"]["FunctionName"])
         for mapping in synthesis.resources("AWS::Lambda::EventSourceMapping").values()
+        if mapping["Properties"]["FunctionName"] not in without_lanes
     ]
     # From Kafka and from the retry queue.
     assert Counter(invoked) == {
@@ -130,6 +133,11 @@ def test_the_queues_are_those_of_the_catalog(synthesis: Synthesis) -> None:
             *(f"{job_type.name}-dead-letters" for job_type in catalog.EVENT_JOB_TYPES),
             *(f"{lane.name}-retry" for job_type in catalog.EVENT_JOB_TYPES for lane in job_type.lanes),
             *(f"{job_type.name}-failed-runs" for job_type in catalog.SCHEDULED_JOB_TYPES),
+            *(
+                name
+                for job_type in catalog.QUEUE_JOB_TYPES
+                for name in (job_type.name, f"{job_type.name}-dead-letters")
+            ),
         ]
     )
 
@@ -171,8 +179,8 @@ def test_each_scheduled_job_has_a_rule_to_tune_in_the_console(
     assert target["Arn"] == {"Fn::GetAtt": [function, "Arn"]}
 
 
-def test_there_is_no_rule_besides_the_scheduled_jobs(synthesis: Synthesis) -> None:
-    assert len(synthesis.resources("AWS::Events::Rule")) == len(SCHEDULED_JOB_TYPES)
+def test_there_is_no_rule_besides_the_scheduled_jobs_and_the_one_for_ses(synthesis: Synthesis) -> None:
+    assert len(synthesis.resources("AWS::Events::Rule")) == len(SCHEDULED_JOB_TYPES) + 1
 
 
 @pytest.mark.parametrize("name", SCHEDULED_JOB_TYPES)

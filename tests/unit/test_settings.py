@@ -202,5 +202,6 @@ def test_test_receivers_and_their_authority_go_together(given: str, tmp_path: Pa
 
 
 def test_every_function_of_the_catalog_has_settings() -> None:
-    names = {job_type.name for job_type in (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES)}
+    job_types = (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES, *catalog.QUEUE_JOB_TYPES)
+    names = {job_type.name for job_type in job_types}
     assert names <= settings.BY_FUNCTION.keys()
