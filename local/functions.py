@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -25,6 +26,10 @@ PYTHON_PATH: Final = f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'layers' / 'campaig
 INIT_TIMEOUT_SECONDS: Final = 60
 """For importing the handler. Lambda gives ten seconds; a busy laptop deserves more."""
 GRACE_SECONDS: Final = 5
+RUNTIME_MB: Final = 64
+"""What a process may have resident besides its function's memory: interpreter and libraries, with pages it shares."""
+MEMORY_LOOK_MILLISECONDS: Final = 20
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ class FunctionConfiguration:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_seconds: float
     memory_mb: int
+    """MiB of resident memory, besides RUNTIME_MB, above which the process is killed as by Lambda (on Linux)."""
     log_dir: Path
     aws_endpoint_url: str | None = None
     region: str = "us-east-1"
@@ -127,7 +133,7 @@ class FunctionEnvironment:
         }
         try:
             send_frame(self._channel, request, deadline)
-            answer = receive_frame(self._channel, deadline)
+            answer = self._receive(deadline)
         except TimeoutError:
             self._discard()
             seconds = f"{configuration.timeout_seconds:g}"
@@ -182,7 +188,7 @@ class FunctionEnvironment:
         self.cold_starts += 1
         log.debug("%s: cold start in process %d", configuration.name, self._process.pid)
         try:
-            answer = receive_frame(ours, time.monotonic() + INIT_TIMEOUT_SECONDS)
+            answer = self._receive(time.monotonic() + INIT_TIMEOUT_SECONDS)
         except TimeoutError:
             self._discard()
             message = f"{configuration.name} was not imported within {INIT_TIMEOUT_SECONDS} s"
@@ -192,6 +198,22 @@ class FunctionEnvironment:
                 self._result(answer)
             finally:
                 self._discard()
+
+    def _receive(self, deadline: float) -> dict[str, Any] | None:
+        """The process's next frame, while looking at its memory; None once it has ended.
+
+        What it takes faster than we look it has for a moment, and what it gives back in between we never see.
+        """
+        assert self._channel is not None and self._process is not None
+        answered = select.poll()
+        answered.register(self._channel, select.POLLIN)
+        while time.monotonic() < deadline and not answered.poll(MEMORY_LOOK_MILLISECONDS):
+            used_mb = _resident_mb(self._process.pid)
+            if used_mb > self._configuration.memory_mb + RUNTIME_MB:
+                log.warning("%s: killed at %d MiB of memory", self._configuration.name, used_mb)
+                self._process.kill()
+                break
+        return receive_frame(self._channel, deadline)
 
     def _result(self, answer: dict[str, Any] | None) -> Any:
         if answer is None:
@@ -245,6 +267,15 @@ class FunctionEnvironment:
                 except Exception:
                     # The function would stop at a full pipe if nobody went on reading.
                     log.exception("%s: a log line could not be shown", configuration.name)
+
+
+def _resident_mb(pid: int) -> int:
+    """The process's resident memory in MiB; 0 once it has ended, and where there is no /proc."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * _PAGE_BYTES // 2**20
 
 
 class Function:

@@ -109,6 +109,28 @@ def test_an_alias_is_another_name_for_the_same_environments(tmp_path: Path) -> N
     assert second[0] == arn
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is looked at in /proc")
+def test_one_that_takes_too_much_memory_is_killed_and_the_next_starts_anew(environment: Make) -> None:
+    sample = environment(
+        """
+        import time
+        kept = []
+
+        def handler(event, context):
+            for _ in range(event["mb"]):
+                kept.append(b"x" * 2**20)
+            time.sleep(event["mb"] / 500)
+            return len(kept)
+        """,
+        memory_mb=128,
+    )
+    assert sample.invoke({"mb": 100}) == 100
+    with pytest.raises(FunctionCrashed, match="was killed by SIGKILL") as error:
+        sample.invoke({"mb": 500})
+    assert error.value.error_type == "Runtime.ExitError"
+    assert sample.invoke({"mb": 0}) == 0
+
+
 def test_it_sees_the_environment_it_was_given_and_nothing_of_ours(
     environment: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
