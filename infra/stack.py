@@ -55,7 +55,7 @@ class CampaignJobsStack(Stack):
             configuration_set=self.email_identity.configuration_set,
         )
 
-        for worker in (email, position, reward, analytics, fraud, relay):
+        for worker in (email, position, reward, unroutable, analytics, fraud, relay):
             self.database.grant_connect(worker.function)
         self.email_identity.grant_send(email.function)
         # A redriven record that has an owner by now goes to that owner's.

@@ -11,10 +11,11 @@ from campaign_jobs.settings import EmailSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
 
 settings = EmailSettings.load()
+database = Database.from_settings(settings, application_name="campaign-jobs-email")
 pipeline = Pipeline(
     EMAIL,
     EmailJob(
-        Database.from_settings(settings, application_name="campaign-jobs-email"),
+        database,
         SesSender(
             pool_size=settings.kafka_worker_pool_size, configuration_set=settings.ses_configuration_set
         ),
@@ -24,6 +25,7 @@ pipeline = Pipeline(
         missing_row_patience=settings.missing_row_patience,
     ),
     settings,
+    database,
 )
 
 

@@ -10,13 +10,15 @@ from campaign_jobs.settings import PositionSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
 
 settings = PositionSettings.load()
+database = Database.from_settings(settings, application_name="campaign-jobs-position")
 pipeline = Pipeline(
     POSITION,
     PositionJob(
-        Database.from_settings(settings, application_name="campaign-jobs-position"),
+        database,
         missing_row_patience=settings.missing_row_patience,
     ),
     settings,
+    database,
 )
 
 

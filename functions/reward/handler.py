@@ -11,10 +11,11 @@ from campaign_jobs.settings import RewardSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
 
 settings = RewardSettings.load()
+database = Database.from_settings(settings, application_name="campaign-jobs-reward")
 pipeline = Pipeline(
     REWARD,
     RewardJob(
-        Database.from_settings(settings, application_name="campaign-jobs-reward"),
+        database,
         HttpsWebhookClient(
             test_targets=settings.webhook_test_targets, test_ca_file=settings.webhook_test_ca_file
         ),
@@ -22,6 +23,7 @@ pipeline = Pipeline(
         missing_row_patience=settings.missing_row_patience,
     ),
     settings,
+    database,
 )
 
 

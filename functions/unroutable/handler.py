@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from campaign_jobs.database.connection import Database
 from campaign_jobs.settings import UnroutableSettings
 from campaign_jobs.worker.pipeline import LambdaContext
 from campaign_jobs.worker.unroutable import Unroutable
 
-unroutable = Unroutable(UnroutableSettings.load())
+settings = UnroutableSettings.load()
+unroutable = Unroutable(
+    settings, Database.from_settings(settings, application_name="campaign-jobs-unroutable")
+)
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:

@@ -160,7 +160,7 @@ def test_a_sender_address_that_ses_cannot_take_is_that_campaigns_trouble(
 
 
 def test_a_throttled_mail_leaves_the_partition_and_goes_out_from_the_retry_queue(
-    job: EmailJob, campaign: MailCampaign, aws: AwsStandIn
+    job: EmailJob, database: Database, campaign: MailCampaign, aws: AwsStandIn
 ) -> None:
     sqs = boto3.client("sqs")
     urls = {
@@ -168,7 +168,7 @@ def test_a_throttled_mail_leaves_the_partition_and_goes_out_from_the_retry_queue
         for name in ("RETRY_QUEUE_URL_EMAIL", "RETRY_QUEUE_URL_EMAIL_BULK", "DEAD_LETTER_QUEUE_URL_EMAIL")
     }
     environ = {**urls, "DATABASE_URL": "postgresql://db/jobs", "DEFAULT_SENDER": DEFAULT_SENDER}
-    pipeline = Pipeline(EMAIL, job, EmailSettings.load(environ))
+    pipeline = Pipeline(EMAIL, job, EmailSettings.load(environ), database)
     user = campaign.add_user()
     aws.play([script(campaign, user, Answer.THROTTLE, times=1)])
     events = [campaign.event("verification", user), campaign.event("verification", campaign.add_user())]

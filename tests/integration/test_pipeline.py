@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
+import psycopg
 import pytest
 import time_machine
 from hypothesis import given, settings
@@ -27,6 +28,7 @@ from campaign_jobs.catalog import (
     UNROUTABLE,
     EventJobType,
 )
+from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import DatabaseUnavailable, QueueUnavailable, UnknownLane
 from campaign_jobs.settings import BY_FUNCTION, EventJobSettings
 from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
@@ -37,6 +39,8 @@ from campaign_jobs.worker.queues import Outgoing, SqsQueues
 from campaign_jobs.worker.settle import MAX_BACKOFF, backoff
 from campaign_jobs.worker.unroutable import Unroutable
 from local.aws import AwsStandIn
+from local.postgres import PostgresServer
+from tests.conftest import TEMPLATE_DATABASE
 
 TOPIC = "job-events"
 UUIDS = [str(uuid.UUID(int=number)) for number in range(1, 4)]
@@ -115,8 +119,31 @@ def job() -> ScriptedJob:
     return ScriptedJob()
 
 
+_database: Database | None = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_database(postgres_server: PostgresServer) -> Iterator[None]:
+    """For all tests here: an invocation leaves nothing in it, whatever its end."""
+    global _database  # noqa: PLW0603  Invocations are made in functions that take no fixtures.
+    name = f"test_{uuid.uuid4().hex}"
+    url = postgres_server.create_database(name, template=TEMPLATE_DATABASE)
+    _database = Database(url)
+    yield
+    with psycopg.connect(url) as connection:
+        for table in ("batch_markers", "solo_starts"):
+            assert connection.execute(f"SELECT * FROM campaign_jobs.{table}").fetchall() == []
+    _database.close()
+    postgres_server.drop_database(name)
+
+
+def database() -> Database:
+    assert _database is not None
+    return _database
+
+
 def pipeline_of(job_type: EventJobType, job: ScriptedJob, queues: Any) -> Pipeline:
-    return Pipeline(job_type, job, settings_of(job_type), queues=queues)
+    return Pipeline(job_type, job, settings_of(job_type), database(), queues=queues)
 
 
 @pytest.fixture
@@ -125,7 +152,7 @@ def pipeline(job: ScriptedJob, queues: RecordingQueues) -> Pipeline:
 
 
 def unroutable_of(queues: Any) -> Unroutable:
-    return Unroutable(settings_of(UNROUTABLE), queues=queues)  # type: ignore[arg-type]
+    return Unroutable(settings_of(UNROUTABLE), database(), queues=queues)  # type: ignore[arg-type]
 
 
 def event(type_: str = "job.email.verification", event_id: str = "good", **changes: Any) -> dict[str, Any]:
@@ -535,7 +562,7 @@ def test_any_value_comes_back_from_a_queue(value: bytes) -> None:
 def test_the_longest_values_fit_a_message_of_sqs(part: bytes) -> None:
     value = (part * MAX_VALUE_BYTES)[: MAX_VALUE_BYTES - MAX_VALUE_BYTES % len(part)]
     now = datetime.now(UTC)
-    received = Received(Coordinates("t" * 249, 10**9, 2**63), value, now, now)
+    received = Received(Coordinates("t" * 249, 2**31 - 1, 2**63 - 1), value, now, now)
     letter = json.dumps(dead_letter_of(received, job_type="unroutable", reason="ü" * 1000, now=now))
     assert letter.isascii()
     assert len(letter) < SQS_LIMIT - 400_000
@@ -557,6 +584,11 @@ UNREADABLE = [
     "", "hello", "null", "[]", "7", '"x"', "{}", '{"dead_letter": {}}', "[" * 100_000, "\x00\ud800",
     letter(topic=None, partition=None),
     letter(offset=float("inf")),
+    letter(offset=2**63),
+    letter(offset=-1),
+    letter(partition=2**31),
+    letter(topic="t\x00"),
+    letter(topic="\ud800"),
     letter(recorded_at="2025-01-01T00:00:00"),
     letter(recorded_at="0001-01-01T00:00:00+09:00"),
     letter(value_base64="ä"),
@@ -732,7 +764,7 @@ def test_sqs_takes_the_worst_batch_and_gives_it_back(sqs: Any) -> None:
     loaded = settings_of(UNROUTABLE)
     object.__setattr__(loaded, "dead_letter_queue_url_unroutable", dead)
     object.__setattr__(loaded, "retry_queue_url_email", retry)
-    unroutable = Unroutable(loaded)  # type: ignore[arg-type]
+    unroutable = Unroutable(loaded, database())  # type: ignore[arg-type]
     values = [(part * MAX_VALUE_BYTES)[:MAX_VALUE_BYTES] for part in (b"\x01", b"\xff", b'"', b"x")] * 3
     assert unroutable.handle(from_kafka(*values, b"\x00\x0b"), Context()) == {"dead_lettered": 13}
     letters = receive_all(sqs, dead)

@@ -269,7 +269,7 @@ class RewardSettings(DatabaseSettings, EventJobSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnroutableSettings(EventJobSettings):
+class UnroutableSettings(DatabaseSettings, EventJobSettings):
     retry_queue_url_unroutable: str = setting(http_url)
     dead_letter_queue_url_unroutable: str = setting(http_url)
     # A redriven record that has an owner by now goes to that owner's retry queue.

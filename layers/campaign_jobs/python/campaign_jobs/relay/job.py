@@ -20,9 +20,11 @@ from campaign_jobs.position.waiting import request_waiting
 from campaign_jobs.relay.lease import Lease
 from campaign_jobs.reward.settlement import release_parked as release_parked_webhooks
 from campaign_jobs.worker.delivery import Deadline
+from campaign_jobs.worker.isolation import forget_left_behind
 
 LOOK_EVERY_SECONDS: Final = 1.0
 POSITIONS_EVERY_SECONDS: Final = 60.0
+FORGET_EVERY_SECONDS: Final = 600.0
 WAITED_TOO_LONG: Final = timedelta(seconds=15)
 """A position request that is older has nobody running for it: its event was lost, or never was."""
 PUBLISH_AT_ONCE: Final = 1_000
@@ -53,7 +55,7 @@ class Publisher(Protocol):
 
 @dataclass(frozen=True)
 class RelayReport:
-    """What one run did, each a number of events."""
+    """What one run did, each a number of events but the last two."""
 
     published: int = 0
     refused: int = 0
@@ -61,6 +63,7 @@ class RelayReport:
     parked_webhooks_released: int = 0
     held_rewards_released: int = 0
     positions_requested: int = 0
+    markers_forgotten: int = 0
     rounds: int = 0
 
 
@@ -71,6 +74,7 @@ class Relay:
         self._database = database
         self._publisher = publisher
         self._positions_looked_at = float("-inf")
+        self._forgot_at = float("-inf")
 
     def run(self, deadline: Deadline) -> RelayReport:
         """Look again and again until the deadline is near or the next tick's run waits for the lease.
@@ -107,6 +111,7 @@ class Relay:
                 webhooks = release_parked_webhooks(connection)
                 rewards = release_unheld(connection)
                 positions = self._request_positions(connection)
+                forgotten = self._forget_markers(connection)
         finally:
             # What cannot be brought back does not keep the rest from going out.
             published, refused = self._publish_all(go_on)
@@ -118,6 +123,7 @@ class Relay:
             parked_webhooks_released=report.parked_webhooks_released + webhooks,
             held_rewards_released=report.held_rewards_released + rewards,
             positions_requested=report.positions_requested + positions,
+            markers_forgotten=report.markers_forgotten + forgotten,
             rounds=report.rounds + 1,
         )
 
@@ -126,6 +132,12 @@ class Relay:
             return 0
         self._positions_looked_at = time.monotonic()
         return request_waiting(connection, older_than=WAITED_TOO_LONG)
+
+    def _forget_markers(self, connection: Connection) -> int:
+        if time.monotonic() - self._forgot_at < FORGET_EVERY_SECONDS:
+            return 0
+        self._forgot_at = time.monotonic()
+        return forget_left_behind(connection)
 
     def _publish_all(self, go_on: Callable[[], bool]) -> tuple[int, int]:
         published = refused = 0

@@ -7,6 +7,7 @@ large only its size and hash are kept. A dead letter is the same message plus `d
 import base64
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -36,8 +37,15 @@ class Received:
     attempts_spent: int = 0
     not_before: datetime | None = None
     from_retry_queue: bool = False
+    isolated: bool = False
+    """It was handed on as it came, because a record near it killed an invocation."""
     dropped_value: dict[str, Any] | None = None
     """Size and hash of a value that was too large to keep."""
+
+    @property
+    def has_other_readers(self) -> bool:
+        """Whether the other functions get the record from Kafka as well, so that it is left to its owner."""
+        return self.isolated or not self.from_retry_queue
 
     def with_attempt(self) -> "Received":
         return replace(self, attempts_spent=self.attempts_spent + 1)
@@ -78,6 +86,8 @@ def body_of(
         "attempts": received.attempts_spent,
         **_encoded_value(received),
     }
+    if received.isolated:
+        body["isolated"] = True
     if not_before is not None:
         body["not_before"] = not_before.isoformat()
     if reason is not None:
@@ -105,19 +115,32 @@ def read_body(text: str, *, now: datetime) -> Received:
         body = json.loads(text)
         redriven = "dead_letter" in body
         return Received(
-            coordinates=Coordinates(str(body["topic"]), int(body["partition"]), int(body["offset"])),
+            coordinates=_coordinates(body),
             value=_decoded_value(body),
             recorded_at=_moment(body["recorded_at"]),
             first_received_at=now if redriven else _moment(body["first_received_at"]),
             attempts_spent=0 if redriven else int(body["attempts"]),
             not_before=None if redriven or "not_before" not in body else _moment(body["not_before"]),
             from_retry_queue=True,
+            isolated=not redriven and body.get("isolated") is True,
             dropped_value=body.get("value_dropped"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UnreadableMessage(
             f"not a message of campaign-jobs ({type(error).__name__}); allowed are the bodies of its dead letters"
         ) from None
+
+
+def _coordinates(body: dict[str, Any]) -> Coordinates:
+    """As Kafka and the database have them, because starts are counted by them."""
+    coordinates = Coordinates(str(body["topic"]), int(body["partition"]), int(body["offset"]))
+    if not (
+        re.fullmatch(r"[A-Za-z0-9._-]{1,249}", coordinates.topic)
+        and 0 <= coordinates.partition < 2**31
+        and 0 <= coordinates.offset < 2**63
+    ):
+        raise ValueError("no coordinates of a record in Kafka")
+    return coordinates
 
 
 def dead_letter_of_unreadable(text: str, *, job_type: str, reason: str, now: datetime) -> dict[str, Any]:

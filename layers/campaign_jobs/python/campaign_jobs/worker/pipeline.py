@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 from campaign_jobs import events
 from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
+from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, InvalidEvent, NotOurs, UnknownLane
 from campaign_jobs.observability import log_unexpected, logger_of, publish_metrics
 from campaign_jobs.settings import EventJobSettings
 from campaign_jobs.worker.delivery import Deadline, Delivery
-from campaign_jobs.worker.messages import Received, UnreadableMessage, from_kafka, read_body
+from campaign_jobs.worker.isolation import Isolation
+from campaign_jobs.worker.messages import Received
 from campaign_jobs.worker.outcomes import Later, Outcome, Rejected, Retry, Skipped
 from campaign_jobs.worker.queues import Queues, SqsQueues
 from campaign_jobs.worker.settle import Settlement, Settler, spent
@@ -77,6 +79,7 @@ class Pipeline:
         job_type: EventJobType,
         job: EventJob,
         settings: EventJobSettings,
+        database: Database,
         *,
         queues: Queues | None = None,
     ) -> None:
@@ -91,6 +94,7 @@ class Pipeline:
             first_delay=settings.retry_first_delay,
             logger=self._logger,
         )
+        self._isolation = Isolation(database, settings, self._settler, self._logger)
 
     def handle(self, event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
         """Handle one invocation and return the counts of outcomes.
@@ -103,7 +107,9 @@ class Pipeline:
         now = datetime.now(UTC)
         try:
             lane = lane_of(self._job_type, context.invoked_function_arn)
-            counts = self._handle(event, lane, deadline, now)
+            counts: Counter[str] = Counter()
+            with self._isolation.records_of(event, lane, now=now, counts=counts) as received:
+                counts.update(self._handle(received, lane, deadline, now))
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(self._job_type.name, {"batch_stopped": 1})
@@ -115,11 +121,13 @@ class Pipeline:
         )
         return counts
 
-    def _handle(self, event: dict[str, Any], lane: Lane, deadline: Deadline, now: datetime) -> Counter[str]:
+    def _handle(
+        self, batch_received: Sequence[Received], lane: Lane, deadline: Deadline, now: datetime
+    ) -> Counter[str]:
         counts: Counter[str] = Counter()
         known: dict[str, _Known] = {}
         settlements: list[Settlement] = []
-        for received in self._receive(event, now, counts):
+        for received in batch_received:
             item = self._classify(received, lane, now)
             if item is None:
                 counts["ignored"] += 1
@@ -146,29 +154,19 @@ class Pipeline:
         counts.update(self._settler.settle(settlements, now=datetime.now(UTC)))
         return counts
 
-    def _receive(self, event: dict[str, Any], now: datetime, counts: Counter[str]) -> list[Received]:
-        if "records" in event:
-            return from_kafka(event, now=now)
-        received = []
-        for message in event["Records"]:
-            try:
-                received.append(read_body(message["body"], now=now))
-            except UnreadableMessage as error:
-                self._settler.reject_unreadable(message["body"], str(error), now=now)
-                counts["dead_lettered"] += 1
-        return received
-
     def _classify(self, received: Received, lane: Lane, now: datetime) -> _Known | Settlement | None:
         """A valid event of ours, a settlement at once, or None for what somebody else owns."""
         retry_queue_url = self._settings.retry_queue_url(lane)
         if received.dropped_value is not None:
+            if received.has_other_readers:
+                return None
             return Settlement(received, Rejected("the value was too large to keep"), retry_queue_url)
         try:
             decoded = events.read_object(received.value)
             event_type: str = decoded["type"]
             if event_type not in self._job_type.event_types:
-                # From Kafka it has another owner; in our own retry queue nobody else would see it.
-                if not received.from_retry_queue or event_type == HEARTBEAT_EVENT_TYPE:
+                # Read by others as well, it has another owner; in our own retry queue nobody else would see it.
+                if received.has_other_readers or event_type == HEARTBEAT_EVENT_TYPE:
                     return None
                 owner = events.owner(event_type)
                 reason = f"{event_type} belongs to the job type {owner.name if owner else 'none'}: redrive it there"
@@ -176,7 +174,7 @@ class Pipeline:
             retry_queue_url = self._settings.retry_queue_url(LANE_BY_EVENT_TYPE[event_type])
             event = events.parse(decoded, recorded_at=received.recorded_at)
         except NotOurs as error:
-            if not received.from_retry_queue:
+            if received.has_other_readers:
                 return None
             return Settlement(received, Rejected(str(error)), retry_queue_url)
         except InvalidEvent as error:

@@ -4,7 +4,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -71,6 +71,12 @@ class Settler:
             counts[_count_name(item.outcome)] += 1
             self._log(item)
         return counts
+
+    def isolate(self, received: Sequence[Received], retry_queue_url: str) -> None:
+        """Hand records on as they came, spending nothing. Raises QueueUnavailable when one was not kept."""
+        self._queues.send(
+            [Outgoing(retry_queue_url, body_of(replace(item, isolated=True))) for item in received]
+        )
 
     def reject_unreadable(self, body: str, reason: str, *, now: datetime) -> None:
         """Keep a message of our retry queue that nobody can read, as it came. Raises QueueUnavailable."""

@@ -1,18 +1,20 @@
 """The owner of every record that no job type owns: a dead letter each, with a reason a person understands."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from campaign_jobs import events
 from campaign_jobs.catalog import LANE_BY_EVENT_TYPE, UNROUTABLE
+from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, NotOurs
 from campaign_jobs.observability import logger_of, publish_metrics
 from campaign_jobs.settings import UnroutableSettings
-from campaign_jobs.worker.messages import Received, UnreadableMessage, body_of, from_kafka, read_body
+from campaign_jobs.worker.isolation import Isolation
+from campaign_jobs.worker.messages import Received, body_of
 from campaign_jobs.worker.outcomes import Outcome, Rejected
-from campaign_jobs.worker.pipeline import LambdaContext
+from campaign_jobs.worker.pipeline import LambdaContext, lane_of
 from campaign_jobs.worker.queues import Outgoing, Queues, SqsQueues
 from campaign_jobs.worker.settle import Settlement, Settler
 
@@ -20,7 +22,9 @@ from campaign_jobs.worker.settle import Settlement, Settler
 class Unroutable:
     """Reads the whole topic, and leaves alone what a job type owns."""
 
-    def __init__(self, settings: UnroutableSettings, *, queues: Queues | None = None) -> None:
+    def __init__(
+        self, settings: UnroutableSettings, database: Database, *, queues: Queues | None = None
+    ) -> None:
         self._settings = settings
         self._queues = queues or SqsQueues()
         self._logger = logger_of(UNROUTABLE.name)
@@ -31,17 +35,20 @@ class Unroutable:
             first_delay=settings.retry_first_delay,
             logger=self._logger,
         )
+        self._isolation = Isolation(database, settings, self._settler, self._logger)
 
     def handle(self, event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
         """Handle one invocation and return the counts.
 
-        Raises QueueUnavailable when a dead letter was not kept, so that the batch is delivered again.
+        Raises BatchStopped when the batch must be delivered again: a dead letter was not kept, or the database is gone.
         """
         self._logger.set_correlation_id(context.aws_request_id)
         now = datetime.now(UTC)
+        counts: Counter[str] = Counter()
         try:
-            work = self._from_kafka if "records" in event else self._from_retry_queue
-            counts = work(event, now)
+            lane = lane_of(UNROUTABLE, context.invoked_function_arn)
+            with self._isolation.records_of(event, lane, now=now, counts=counts) as received:
+                counts.update(self._handle(received, now))
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(UNROUTABLE.name, {"batch_stopped": 1})
@@ -49,40 +56,28 @@ class Unroutable:
         publish_metrics(UNROUTABLE.name, counts)
         return counts
 
-    def _from_kafka(self, event: dict[str, Any], now: datetime) -> Counter[str]:
+    def _handle(self, batch: Sequence[Received], now: datetime) -> Counter[str]:
         counts: Counter[str] = Counter()
         settlements = []
-        for received in from_kafka(event, now=now):
+        for received in batch:
             rejected = self._rejected(received)
-            if rejected is None:
+            if rejected is not None:
+                settlements.append(self._settlement(received, rejected))
+            elif received.has_other_readers:
                 counts["ignored"] += 1
             else:
-                settlements.append(self._settlement(received, rejected))
+                counts[self._hand_on(received)] += 1
         counts.update(self._settler.settle(settlements, now=now))
         return counts
 
-    def _from_retry_queue(self, event: dict[str, Any], now: datetime) -> Counter[str]:
-        """A redriven record that has an owner by now goes to that owner's retry queue."""
-        counts: Counter[str] = Counter()
-        for message in event["Records"]:
-            try:
-                received = read_body(message["body"], now=now)
-            except UnreadableMessage as error:
-                self._settler.reject_unreadable(message["body"], str(error), now=now)
-                counts["dead_lettered"] += 1
-                continue
-            rejected = self._rejected(received)
-            if rejected is not None:
-                counts.update(self._settler.settle([self._settlement(received, rejected)], now=now))
-                continue
-            lane = LANE_BY_EVENT_TYPE.get(events.read_object(received.value)["type"])
-            if lane is None:
-                counts["ignored"] += 1
-                continue
-            self._queues.send([Outgoing(self._settings.retry_queue_url(lane), body_of(received))])
-            self._logger.info("record handed to its owner", extra={"lane": lane.name})
-            counts["handed_on"] += 1
-        return counts
+    def _hand_on(self, received: Received) -> str:
+        """A redriven record that has an owner by now goes to that owner's retry queue. Returns the count's name."""
+        lane = LANE_BY_EVENT_TYPE.get(events.read_object(received.value)["type"])
+        if lane is None:
+            return "ignored"
+        self._queues.send([Outgoing(self._settings.retry_queue_url(lane), body_of(received))])
+        self._logger.info("record handed to its owner", extra={"lane": lane.name})
+        return "handed_on"
 
     def _rejected(self, received: Received) -> Rejected | None:
         if received.dropped_value is not None:
