@@ -23,7 +23,7 @@ from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import DatabaseUnavailable
 from campaign_jobs.relay.lease import Lease
 from campaign_jobs.settings import BY_FUNCTION, duration
-from local.aws import AwsStandIn
+from local.aws import AwsStandIn, FeedbackSettings
 from local.aws.preparation import prepare
 from local.functions import REPOSITORY, Function, FunctionConfiguration
 from local.kafka import KafkaBroker, create_topic
@@ -122,6 +122,8 @@ class LocalSystem:
         self.queue_urls = prepare(
             self.client("sesv2"), self.client("sqs"), [sender_domain, self.settings.default_sender]
         )
+        if self._aws is not None:
+            self._aws.report(FeedbackSettings(self.queue_urls[catalog.FEEDBACK.queue_setting], REGION))
         self._make_functions()
         self._start_mappings()
         self._start_schedules()
@@ -191,7 +193,7 @@ class LocalSystem:
             "FRAUD_DETECTION_INTERVAL": go_duration(self.settings.fraud_detection_interval),
             "DEFAULT_SENDER": self.settings.default_sender,
         }
-        for job_type in (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES):
+        for job_type in (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES, *catalog.QUEUE_JOB_TYPES):
             wanted = BY_FUNCTION[job_type.name].environment_names()
             self.functions[job_type.name] = Function(
                 FunctionConfiguration(
@@ -233,6 +235,18 @@ class LocalSystem:
                         max_concurrency=2,
                     )
                 )
+        for queue_job_type in catalog.QUEUE_JOB_TYPES:
+            self.sqs_mappings.append(
+                SqsMapping(
+                    sqs=self.client("sqs"),
+                    queue_url=self.queue_urls[queue_job_type.queue_setting],
+                    function=self.functions[queue_job_type.name],
+                    batch_size=queue_job_type.batch_size,
+                    batching_window_seconds=queue_job_type.batching_window_seconds,
+                    max_concurrency=2,
+                    report_batch_item_failures=True,
+                )
+            )
         for kafka_mapping in self.kafka_mappings:
             kafka_mapping.start()
         for sqs_mapping in self.sqs_mappings:
@@ -269,6 +283,9 @@ class LocalSystem:
         found: dict[str, int] = {}
         behind = sum(not mapping.caught_up() for mapping in self.kafka_mappings)
         found["mappings behind"] = behind
+        if self._aws is not None:
+            # Before the queues, where they arrive.
+            found["events of SES"] = self._aws.pending_reports()
         for mapping in self.sqs_mappings:
             depth = mapping.depth()
             found[mapping.queue_name] = depth.visible + depth.in_flight + depth.delayed

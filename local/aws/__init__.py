@@ -1,7 +1,18 @@
 """The stand-in for SES and SQS: moto's server, which keeps every mail as a file that a person can open."""
 
+from local.aws.feedback import FeedbackError, FeedbackSettings
 from local.aws.preparation import LocalQueue, catalog_queues, prepare
 from local.aws.script import Answer, ScriptError, ScriptLine
 from local.aws.stand_in import AwsStandIn
 
-__all__ = ["Answer", "AwsStandIn", "LocalQueue", "ScriptError", "ScriptLine", "catalog_queues", "prepare"]
+__all__ = [
+    "Answer",
+    "AwsStandIn",
+    "FeedbackError",
+    "FeedbackSettings",
+    "LocalQueue",
+    "ScriptError",
+    "ScriptLine",
+    "catalog_queues",
+    "prepare",
+]

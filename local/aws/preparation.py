@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from campaign_jobs.catalog import EVENT_JOB_TYPES
+from campaign_jobs.catalog import EVENT_JOB_TYPES, QUEUE_JOB_TYPES
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
     from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 _MAXIMUM_MESSAGE_BYTES: Final = 1_048_576
 _RETENTION_SECONDS: Final = 14 * 24 * 60 * 60
@@ -25,10 +27,13 @@ class LocalQueue:
     setting: str
     name: str
     visibility_timeout_seconds: int
+    dead_letter_queue: str | None = None
+    """The name of the queue, created before, that takes what was received `max_receives` times."""
+    max_receives: int = 0
 
 
 def catalog_queues(prefix: str = "campaign-jobs-local") -> list[LocalQueue]:
-    """The queues of the catalog: a retry queue for each lane, a dead-letter queue for each job type."""
+    """The queues of the catalog: each lane's retry queue, each job type's dead-letter queue, and those that feed."""
     queues = []
     for job_type in EVENT_JOB_TYPES:
         visibility = job_type.timeout_seconds + _VISIBILITY_MARGIN_SECONDS
@@ -41,6 +46,19 @@ def catalog_queues(prefix: str = "campaign-jobs-local") -> list[LocalQueue]:
                 job_type.dead_letter_queue_setting, f"{prefix}-{job_type.name}-dead-letters", visibility
             )
         )
+    for queue_job_type in QUEUE_JOB_TYPES:
+        visibility = queue_job_type.visibility_timeout_seconds
+        dead_letters = f"{prefix}-{queue_job_type.name}-dead-letters"
+        queues += [
+            LocalQueue(queue_job_type.dead_letter_queue_setting, dead_letters, visibility),
+            LocalQueue(
+                queue_job_type.queue_setting,
+                f"{prefix}-{queue_job_type.name}",
+                visibility,
+                dead_letters,
+                queue_job_type.max_receives,
+            ),
+        ]
     return queues
 
 
@@ -61,13 +79,23 @@ def prepare(
             pass
     urls = {}
     for queue in catalog_queues() if queues is None else queues:
-        created = sqs.create_queue(
-            QueueName=queue.name,
-            Attributes={
-                "MaximumMessageSize": str(_MAXIMUM_MESSAGE_BYTES),
-                "MessageRetentionPeriod": str(_RETENTION_SECONDS),
-                "VisibilityTimeout": str(queue.visibility_timeout_seconds),
-            },
-        )
+        attributes: dict[QueueAttributeNameType, str] = {
+            "MaximumMessageSize": str(_MAXIMUM_MESSAGE_BYTES),
+            "MessageRetentionPeriod": str(_RETENTION_SECONDS),
+            "VisibilityTimeout": str(queue.visibility_timeout_seconds),
+        }
+        if queue.dead_letter_queue is not None:
+            attributes["RedrivePolicy"] = json.dumps(
+                {
+                    "deadLetterTargetArn": _arn(sqs, queue.dead_letter_queue),
+                    "maxReceiveCount": queue.max_receives,
+                }
+            )
+        created = sqs.create_queue(QueueName=queue.name, Attributes=attributes)
         urls[queue.setting] = created["QueueUrl"]
     return urls
+
+
+def _arn(sqs: SQSClient, queue_name: str) -> str:
+    url = sqs.get_queue_url(QueueName=queue_name)["QueueUrl"]
+    return sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]

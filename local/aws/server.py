@@ -14,10 +14,19 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
 
+from local.aws.feedback import FeedbackError, SesFeedback, read_feedback_settings
 from local.aws.mails import MailDirectory
 from local.aws.queues import OneAtATime
 from local.aws.script import Answer, Script, ScriptError, ScriptLine, read_script
-from local.aws.wsgi import READY_PATH, SCRIPT_PATH, Application, Environ, StartResponse, read_body
+from local.aws.wsgi import (
+    FEEDBACK_PATH,
+    READY_PATH,
+    SCRIPT_PATH,
+    Application,
+    Environ,
+    StartResponse,
+    read_body,
+)
 from local.processes import HOST
 
 _SEND_EMAIL_PATH: Final = "/v2/email/outbound-emails"
@@ -31,12 +40,18 @@ _REFUSALS: Final = {
 
 
 class SendEmail:
-    """WSGI middleware around moto: follows the script before SES is asked, and keeps each mail that SES accepts."""
+    """WSGI middleware around moto: follows the script before SES is asked, and keeps each mail that SES accepts.
 
-    def __init__(self, application: Application, mails: MailDirectory, script: Script) -> None:
+    What SES then reports of the mail goes to the feedback.
+    """
+
+    def __init__(
+        self, application: Application, mails: MailDirectory, script: Script, feedback: SesFeedback
+    ) -> None:
         self._application = application
         self._mails = mails
         self._script = script
+        self._feedback = feedback
         self.closing = threading.Event()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -45,6 +60,8 @@ class SendEmail:
             return _answer(start_response, "200 OK", {})
         if path == SCRIPT_PATH:
             return self._replace_script(environ, start_response)
+        if path == FEEDBACK_PATH:
+            return self._configure_feedback(environ, start_response)
         if path == _SEND_EMAIL_PATH and environ["REQUEST_METHOD"] == "POST":
             return self._send(environ, start_response)
         return self._application(environ, start_response)
@@ -62,7 +79,9 @@ class SendEmail:
         )
         content = b"".join(answer)
         if status.startswith("200") and "Simple" in request["Content"]:
-            self._mails.add(request, json.loads(content)["MessageId"])
+            message_id = json.loads(content)["MessageId"]
+            self._mails.add(request, message_id)
+            self._feedback.accepted(request, message_id)
         if line is not None and line.answer is Answer.TIMEOUT:
             self.closing.wait(line.seconds)
         start_response(status, headers.to_wsgi_list())
@@ -75,6 +94,14 @@ class SendEmail:
             return _answer(start_response, "400 BAD REQUEST", {"message": str(error)})
         return _answer(start_response, "200 OK", {})
 
+    def _configure_feedback(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] == "PUT":
+            try:
+                self._feedback.configure(read_feedback_settings(read_body(environ).decode()))
+            except FeedbackError as error:
+                return _answer(start_response, "400 BAD REQUEST", {"message": str(error)})
+        return _answer(start_response, "200 OK", {"pending": self._feedback.pending})
+
 
 class _QuietRequestHandler(MotoRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
@@ -86,7 +113,7 @@ def serve(port: int, mail_directory: Path, script: Sequence[ScriptLine]) -> None
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     mails = MailDirectory(mail_directory)
     moto = DomainDispatcherApplication(create_backend_app)
-    application = SendEmail(OneAtATime(moto), mails, Script(script))
+    application = SendEmail(OneAtATime(moto), mails, Script(script), SesFeedback(f"http://{HOST}:{port}"))
     server = make_server(HOST, port, application, threaded=True, request_handler=_QuietRequestHandler)
     # A client that keeps its connection open must not keep us from leaving.
     server.daemon_threads = True  # type: ignore[attr-defined]

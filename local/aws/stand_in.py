@@ -1,15 +1,18 @@
 """The stand-in as a child process of whoever needs SES and SQS."""
 
+import json
 import os
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from local.aws.feedback import FeedbackError, FeedbackSettings
 from local.aws.script import ScriptError, ScriptLine, write_script
-from local.aws.wsgi import READY_PATH, SCRIPT_PATH
+from local.aws.wsgi import FEEDBACK_PATH, READY_PATH, SCRIPT_PATH
 from local.processes import HOST, ChildProcess, Service, StartError, pick_port
 
 _START_SECONDS: Final = 60
@@ -78,13 +81,28 @@ class AwsStandIn(Service):
 
     def play(self, script: Sequence[ScriptLine]) -> None:
         """Replace the script that SES follows; an empty one makes it accept again. Raises ScriptError."""
-        request = urllib.request.Request(  # noqa: S310  The address is our own.
-            self.endpoint_url + SCRIPT_PATH, data=write_script(script).encode(), method="PUT"
-        )
         try:
-            _direct.open(request, timeout=10).close()
+            self._put(SCRIPT_PATH, write_script(script))
         except urllib.error.HTTPError as error:
             raise ScriptError(error.read().decode()) from error
+
+    def report(self, settings: FeedbackSettings) -> None:
+        """Let SES report what becomes of the mails that it takes from now on. Raises FeedbackError."""
+        try:
+            self._put(FEEDBACK_PATH, json.dumps(asdict(settings)))
+        except urllib.error.HTTPError as error:
+            raise FeedbackError(error.read().decode()) from error
+
+    def pending_reports(self) -> int:
+        """Events of SES that are not in their queue yet."""
+        with _direct.open(self.endpoint_url + FEEDBACK_PATH, timeout=10) as answer:
+            return int(json.load(answer)["pending"])
+
+    def _put(self, path: str, body: str) -> None:
+        request = urllib.request.Request(  # noqa: S310  The address is our own.
+            self.endpoint_url + path, data=body.encode(), method="PUT"
+        )
+        _direct.open(request, timeout=10).close()
 
     def _answers(self) -> bool:
         try:

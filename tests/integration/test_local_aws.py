@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ReadTimeoutError
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-from campaign_jobs.catalog import EVENT_JOB_TYPES
+from campaign_jobs.catalog import EVENT_JOB_TYPES, QUEUE_JOB_TYPES
 from local.aws import Answer, AwsStandIn, ScriptError, ScriptLine, prepare
 from local.aws.mails import Mail, MailDirectory, read_mails
 from local.aws.queues import OneAtATime
@@ -197,7 +197,8 @@ def test_every_queue_of_the_catalog_is_there_under_its_setting(ses: "SESV2Client
     urls = prepare(ses, sqs, ["mail.example.com"])
     assert prepare(ses, sqs, ["mail.example.com"]) == urls
     expected = {lane.retry_queue_setting for job_type in EVENT_JOB_TYPES for lane in job_type.lanes}
-    expected |= {job_type.dead_letter_queue_setting for job_type in EVENT_JOB_TYPES}
+    expected |= {job_type.dead_letter_queue_setting for job_type in (*EVENT_JOB_TYPES, *QUEUE_JOB_TYPES)}
+    expected |= {job_type.queue_setting for job_type in QUEUE_JOB_TYPES}
     assert urls.keys() == expected
     assert len(set(urls.values())) == len(urls)
     attributes = sqs.get_queue_attributes(

@@ -89,7 +89,12 @@ class QueueJobType:
 
     @property
     def queue_setting(self) -> str:
-        return f"{_setting_suffix(self.name)}_QUEUE_URL"
+        """Where the local system keeps the queue's URL. The function reads neither: its mapping does."""
+        return f"QUEUE_URL_{_setting_suffix(self.name)}"
+
+    @property
+    def dead_letter_queue_setting(self) -> str:
+        return f"DEAD_LETTER_QUEUE_URL_{_setting_suffix(self.name)}"
 
 
 EMAIL: Final = EventJobType(
