@@ -378,6 +378,19 @@ def test_no_answer_but_an_event_is_accepted_and_not_sent_again(
     assert len(sender.accepted) == 1
 
 
+def test_an_event_that_came_during_the_claim_is_found_by_the_mail_itself(
+    job: EmailJob, feedback: Feedback, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    """Also where no once-key leads to it."""
+    delivery = campaign.asks("verification", campaign.add_user())
+    sender.answer = no_answer(sender)
+    process(job, delivery)
+    hear(feedback, ses_event("sent", tag_of(delivery)))
+    campaign.let_claims_expire()
+    assert process(job, delivery) == [Done()]
+    assert len(sender.accepted) == 1
+
+
 def test_no_answer_and_no_event_is_sent_again_after_the_claim(
     job: EmailJob, campaign: MailCampaign, sender: RecordingSender
 ) -> None:
