@@ -9,7 +9,11 @@ from campaign_jobs.observability import logger_of, publish_metrics
 from campaign_jobs.settings import AnalyticsSettings
 
 job = AnalyticsJob(
-    Database.from_settings(AnalyticsSettings.load(), application_name="campaign-jobs-analytics")
+    Database.from_settings(
+        AnalyticsSettings.load(),
+        application_name="campaign-jobs-analytics",
+        timeout_seconds=ANALYTICS.timeout_seconds,
+    )
 )
 
 

@@ -11,7 +11,9 @@ from campaign_jobs.settings import EmailSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
 
 settings = EmailSettings.load()
-database = Database.from_settings(settings, application_name="campaign-jobs-email")
+database = Database.from_settings(
+    settings, application_name="campaign-jobs-email", timeout_seconds=EMAIL.timeout_seconds
+)
 pipeline = Pipeline(
     EMAIL,
     EmailJob(

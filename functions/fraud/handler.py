@@ -9,7 +9,13 @@ from campaign_jobs.fraud.job import FraudJob, counts
 from campaign_jobs.observability import logger_of, publish_metrics
 from campaign_jobs.settings import FraudSettings
 
-job = FraudJob(Database.from_settings(FraudSettings.load(), application_name="campaign-jobs-fraud"))
+job = FraudJob(
+    Database.from_settings(
+        FraudSettings.load(),
+        application_name="campaign-jobs-fraud",
+        timeout_seconds=FRAUD.timeout_seconds,
+    )
+)
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:

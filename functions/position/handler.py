@@ -10,7 +10,9 @@ from campaign_jobs.settings import PositionSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
 
 settings = PositionSettings.load()
-database = Database.from_settings(settings, application_name="campaign-jobs-position")
+database = Database.from_settings(
+    settings, application_name="campaign-jobs-position", timeout_seconds=POSITION.timeout_seconds
+)
 pipeline = Pipeline(
     POSITION,
     PositionJob(

@@ -13,7 +13,9 @@ from campaign_jobs.worker.pipeline import LambdaContext
 
 settings = RelaySettings.load()
 relay = Relay(
-    Database.from_settings(settings, application_name="campaign-jobs-relay"),
+    Database.from_settings(
+        settings, application_name="campaign-jobs-relay", timeout_seconds=RELAY.timeout_seconds
+    ),
     JobProducer.from_settings(settings),
 )
 

@@ -11,7 +11,9 @@ from campaign_jobs.settings import RewardSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
 
 settings = RewardSettings.load()
-database = Database.from_settings(settings, application_name="campaign-jobs-reward")
+database = Database.from_settings(
+    settings, application_name="campaign-jobs-reward", timeout_seconds=REWARD.timeout_seconds
+)
 pipeline = Pipeline(
     REWARD,
     RewardJob(

@@ -73,7 +73,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_secret_that_cannot_be_read_is_the_databases_fault(secrets: str) -> None:
     for arn, why in ((secrets, "KeyError"), (secrets + "x", "ResourceNotFoundException")):
         settings = DatabaseSettings(database_secret_arn=arn)
-        database = Database.from_settings(settings, application_name="test")
+        database = Database.from_settings(settings, application_name="test", timeout_seconds=60)
         with pytest.raises(DatabaseUnavailable, match=why), database.transaction():
             pass
 

@@ -35,6 +35,10 @@ class DatabaseUnavailable(BatchStopped):
     """PostgreSQL does not answer."""
 
 
+class OutOfTime(DatabaseUnavailable):
+    """PostgreSQL has not answered within what was left of the invocation."""
+
+
 class QueueUnavailable(BatchStopped):
     """SQS does not take a message that must be kept."""
 

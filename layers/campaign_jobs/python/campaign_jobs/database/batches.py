@@ -3,7 +3,8 @@
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import psycopg
 
@@ -14,26 +15,54 @@ Result = TypeVar("Result")
 
 MAX_REPEATS = 5
 
+# A deadlock or a serialization failure that repeating did not help, a lock that somebody else keeps for long, and a
+# statement that took too long, which may be for the sake of one row.
+_PASSING: Final = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+)
+_LASTING: Final = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.RaiseException,
+    # A value that is too long for an index.
+    psycopg.errors.ProgramLimitExceeded,
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why PostgreSQL did not take a row."""
+
+    reason: str
+    passing: bool
+    """It is not the row itself: somebody else stood in its way, and it may go another time."""
+
+    def __str__(self) -> str:
+        return self.reason
+
 
 def in_batch(
     database: Database, rows: Sequence[Row], work: Callable[[Connection, Sequence[Row]], Result]
-) -> tuple[list[Result], list[tuple[Row, str]]]:
+) -> tuple[list[Result], list[tuple[Row, Refusal]]]:
     """Run `work` over all rows in one transaction, and find the rows that PostgreSQL refuses.
 
-    A deadlock or serialization failure repeats the transaction. Any other error of the data splits the rows in halves,
-    each in a transaction of its own, until the bad ones stand alone. Returns what `work` returned for each part that
-    went through, and each refused row with the reason. The caller passes rows sorted by key, so that concurrent batches
-    take their locks in the same order.
+    A deadlock or serialization failure repeats the transaction. Any other error of the data, and a row that somebody
+    else keeps locked, splits the rows in halves, each in a transaction of its own, until those rows stand alone.
+    Returns what `work` returned for each part that went through, and each refused row with the reason. The caller
+    passes rows sorted by key, so that concurrent batches take their locks in the same order.
 
-    Raises DatabaseUnavailable when the connection is lost, and the last error when repeating does not help.
+    Raises DatabaseUnavailable when the connection is lost.
     """
     if not rows:
         return [], []
     try:
         return [repeat_on_conflict(database, lambda connection: work(connection, rows))], []
-    except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException) as error:
+    except (*_PASSING, *_LASTING) as error:
         if len(rows) == 1:
-            return [], [(rows[0], refusal(error))]
+            return [], [(rows[0], Refusal(refusal(error), isinstance(error, _PASSING)))]
     middle = len(rows) // 2
     first_results, first_refused = in_batch(database, rows[:middle], work)
     second_results, second_refused = in_batch(database, rows[middle:], work)

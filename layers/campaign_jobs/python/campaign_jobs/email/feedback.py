@@ -100,10 +100,11 @@ class Feedback:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(FEEDBACK.name, {"batch_stopped": 1})
             raise
-        for item, reason in refused:
+        for item, refusal in refused:
             failed.append(item.message_id)
             self._logger.warning(
-                "event of SES refused", extra={"message_id": item.message_id, "reason": reason}
+                "event of SES refused",
+                extra={"message_id": item.message_id, "reason": refusal.reason},
             )
         for part in parts:
             counts["ignored"] += part.unknown

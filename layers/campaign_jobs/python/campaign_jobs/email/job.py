@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final
 
 from campaign_jobs.catalog import EMAIL, MAX_VALUE_BYTES
-from campaign_jobs.database.batches import in_batch, repeat_on_conflict
+from campaign_jobs.database.batches import Refusal, in_batch, repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
 from campaign_jobs.email.composing import CannotCompose, Templates, compose
@@ -50,6 +50,7 @@ from campaign_jobs.worker.patience import wait_for_missing
 
 CLAIM_MARGIN: Final = timedelta(seconds=30)
 """A claim outlives its invocation by this much, for the time that ending it may take."""
+LONGEST_CLAIM: Final = timedelta(seconds=EMAIL.timeout_seconds) + CLAIM_MARGIN
 POOLFUL_SECONDS: Final = CONNECT_SECONDS + READ_SECONDS + 5
 """The longest that sending and recording one pool-full may take; with less left, nothing more is started."""
 CLAIMED_ELSEWHERE_WAIT: Final = timedelta(seconds=5)
@@ -111,6 +112,10 @@ class EmailJob:
         Raises SendingStopped or DatabaseUnavailable when nothing can go on; what has been sent by then is recorded
         where that is still possible, and every claim that was not used is released.
         """
+        with self._database.within(deadline):
+            return self._process(deliveries, deadline)
+
+    def _process(self, deliveries: Sequence[Delivery[EmailEvent]], deadline: Deadline) -> Sequence[Outcome]:
         loaded, templates = self._load([delivery.event for delivery in deliveries])
         outcomes: dict[str, Outcome] = {}
         ready: list[_Ready] = []
@@ -211,7 +216,7 @@ class EmailJob:
             item.event.id: Skipped(f"parked: {item.reason}" if item.status == "parked" else item.reason)
             for item in items
         }
-        return outcomes | {item.event.id: Retry(reason) for item, reason in refused}
+        return outcomes | {item.event.id: Retry(refusal.reason) for item, refusal in refused}
 
     def _send_all(self, ready: Sequence[_Ready], deadline: Deadline) -> dict[str, Outcome]:
         if not ready:
@@ -246,7 +251,7 @@ class EmailJob:
         first = {
             exclusive_key(item.loaded.event.data) or item.event_id: item.loaded for item in reversed(ready)
         }
-        ordered = sorted(first.values(), key=lambda item: item.event.id)
+        ordered = [item for _, item in sorted(first.items(), key=lambda entry: entry[0])]
         claimed, refused = in_batch(
             self._database,
             ordered,
@@ -259,7 +264,7 @@ class EmailJob:
         outcomes: dict[str, Outcome] = {
             item.event_id: elsewhere for item in ready if item.event_id not in ids
         }
-        return ids, outcomes | {item.event.id: Retry(reason) for item, reason in refused}
+        return ids, outcomes | {item.event.id: Retry(refusal.reason) for item, refusal in refused}
 
     def _send_side_by_side(self, poolful: Sequence[_Ready]) -> list[_Answer]:
         def send(item: _Ready) -> _Answer:
@@ -299,11 +304,15 @@ class EmailJob:
 
         ordered = sorted(results, key=lambda result: result.event_id)
         _, refused = in_batch(self._database, ordered, work)
-        # Not a retry, which would send it again.
-        return {
-            result.event_id: Rejected(f"{result.status}, but that could not be recorded: {reason}")
-            for result, reason in refused
-        }
+        if any(refusal.passing for _, refusal in refused):
+            self._unanswered.append(claim_token)
+        return {result.event_id: _unrecorded(result, refusal) for result, refusal in refused}
+
+
+def _unrecorded(result: store.Result, refusal: Refusal) -> Outcome:
+    reason = f"{result.status}, but that could not be recorded: {refusal}"
+    # The claim stands. A retry sends an accepted mail again once it has expired, so that is only for what passes.
+    return Retry(reason, LONGEST_CLAIM) if refusal.passing else Rejected(reason)
 
 
 def _result(event_id: str, answer: _Answer) -> store.Result | None:

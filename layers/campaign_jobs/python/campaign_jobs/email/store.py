@@ -81,14 +81,23 @@ WHERE (enabled AND locale = 'en' AND type = ANY (%(types)s)
 
 # A claim that has expired under another event's id must not stand in this one's way.
 _RELEASE_EXPIRED: Final = """
+WITH expired AS (
+    SELECT message.event_id
+    FROM campaign_jobs.email_messages AS message
+    JOIN unnest(%(event_ids)s::text[], %(types)s::text[], %(user_ids)s::uuid[], %(once_keys)s::text[])
+        AS wanted (event_id, type, user_id, once_key)
+        ON message.event_id <> wanted.event_id
+        AND (message.once_key = wanted.once_key
+             OR (wanted.type = 'position_update' AND message.type = 'position_update'
+                 AND message.user_id = wanted.user_id))
+    WHERE message.status = 'claimed' AND message.claimed_until < clock_timestamp()
+    ORDER BY message.event_id
+    FOR NO KEY UPDATE OF message
+)
 UPDATE campaign_jobs.email_messages AS message
 SET status = 'released', reason = 'the claim expired', claim_token = NULL, claimed_until = NULL, updated_at = now()
-FROM unnest(%(event_ids)s::text[], %(types)s::text[], %(user_ids)s::uuid[], %(once_keys)s::text[])
-    AS wanted (event_id, type, user_id, once_key)
-WHERE message.status = 'claimed' AND message.claimed_until < clock_timestamp()
-  AND message.event_id <> wanted.event_id
-  AND (message.once_key = wanted.once_key
-       OR (wanted.type = 'position_update' AND message.type = 'position_update' AND message.user_id = wanted.user_id))
+FROM expired
+WHERE message.event_id = expired.event_id
 """
 
 # Whoever inserts the row first has the claim; a taken once-key is a conflict as well.
@@ -99,8 +108,8 @@ SELECT event_id, type, campaign_id, user_id, user_reward_id, once_key, position,
        clock_timestamp() + %(claim_for)s
 FROM unnest(%(event_ids)s::text[], %(types)s::text[], %(campaign_ids)s::uuid[], %(user_ids)s::uuid[],
             %(user_reward_ids)s::uuid[], %(once_keys)s::text[], %(positions)s::integer[])
-    AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, position)
-ORDER BY event_id
+    WITH ORDINALITY AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, position, place)
+ORDER BY place
 ON CONFLICT DO NOTHING
 RETURNING event_id
 """
@@ -175,15 +184,24 @@ WHERE email_messages.status IN ('released', 'parked', 'failed')
 RETURNING event_id
 """
 
-# The claim token sees to it that only the claim's own holder writes a result.
+# The claim token sees to it that only the claim's own holder writes a result. Somebody who waited for our claim may
+# hold these rows for a moment, so they too are locked in order.
 _RECORD: Final = """
+WITH mine AS (
+    SELECT message.event_id
+    FROM campaign_jobs.email_messages AS message
+    WHERE message.event_id = ANY (%(event_ids)s) AND message.claim_token = %(claim_token)s
+    ORDER BY message.event_id
+    FOR NO KEY UPDATE
+)
 UPDATE campaign_jobs.email_messages AS message
 SET status = result.status, reason = result.reason, ses_message_id = result.ses_message_id,
     accepted_at = CASE WHEN result.status = 'accepted' THEN clock_timestamp() END,
     claim_token = NULL, claimed_until = NULL, updated_at = now()
 FROM unnest(%(event_ids)s::text[], %(statuses)s::text[], %(reasons)s::text[], %(ses_message_ids)s::text[])
     AS result (event_id, status, reason, ses_message_id)
-WHERE message.event_id = result.event_id AND message.claim_token = %(claim_token)s
+JOIN mine USING (event_id)
+WHERE message.event_id = mine.event_id
 RETURNING message.event_id, message.status, message.user_reward_id
 """
 
@@ -267,7 +285,8 @@ def claim(
 ) -> set[str]:
     """Claim the mails that are to be sent, and return the ids of the events whose claim is ours.
 
-    No two of them may have the same exclusive key. Raises SerializationFailure where another batch claimed a rival
+    No two of them may have the same exclusive key, and they come sorted by it: batches with different events about the
+    same users meet in the keys. Raises SerializationFailure where another batch claimed a rival
     event at the same moment, for the transaction to be repeated.
     """
     parameters = {

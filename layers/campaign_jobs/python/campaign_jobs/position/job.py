@@ -7,9 +7,9 @@ from uuid import UUID
 
 import psycopg
 
-from campaign_jobs.database.batches import in_batch, refusal
+from campaign_jobs.database.batches import Refusal, in_batch, refusal
 from campaign_jobs.database.connection import Connection, Database
-from campaign_jobs.errors import DatabaseUnavailable
+from campaign_jobs.errors import DatabaseUnavailable, OutOfTime
 from campaign_jobs.events import PositionEvent
 from campaign_jobs.position.run import recalculate
 from campaign_jobs.worker.delivery import Deadline, Delivery
@@ -50,6 +50,10 @@ class PositionJob:
 
         Raises DatabaseUnavailable.
         """
+        with self._database.within(deadline):
+            return self._process(deliveries, deadline)
+
+    def _process(self, deliveries: Sequence[Delivery[PositionEvent]], deadline: Deadline) -> list[Outcome]:
         existing, refused = self._record(deliveries)
         wanted = {
             delivery.event.data.campaign_id
@@ -61,7 +65,7 @@ class PositionJob:
         for delivery in deliveries:
             campaign_id = delivery.event.data.campaign_id
             if delivery.event.id in refused:
-                outcomes.append(Rejected(refused[delivery.event.id]))
+                outcomes.append(_refused(refused[delivery.event.id]))
             elif campaign_id in by_campaign:
                 outcomes.append(by_campaign[campaign_id])
             else:
@@ -71,10 +75,10 @@ class PositionJob:
     def give_up(self, given_up: Sequence[tuple[Delivery[PositionEvent], str]]) -> None:
         """Nothing to do: what was recorded stays and is counted in by the next run, and there is no other state."""
 
-    def _record(self, deliveries: Sequence[Delivery[PositionEvent]]) -> tuple[set[UUID], dict[str, str]]:
+    def _record(self, deliveries: Sequence[Delivery[PositionEvent]]) -> tuple[set[UUID], dict[str, Refusal]]:
         events = sorted((delivery.event for delivery in deliveries), key=lambda event: event.id)
         existing, refused = in_batch(self._database, events, _insert)
-        return set().union(*existing), {event.id: reason for event, reason in refused}
+        return set().union(*existing), {event.id: refusal for event, refusal in refused}
 
     def _run(self, campaign_id: UUID, deadline: Deadline) -> Outcome:
         """Run until no request is left. Where somebody else is running, they find ours, which is committed."""
@@ -84,6 +88,9 @@ class PositionJob:
                 if recalculate(self._database, campaign_id) is None:
                     return Done()
                 has_run = True
+        except OutOfTime:
+            # Rolled back, and its requests still wait. One campaign that is too large does not keep the batch.
+            return Retry("the run took longer than what was left of the invocation")
         except DatabaseUnavailable:
             raise
         except psycopg.Error as error:
@@ -91,6 +98,10 @@ class PositionJob:
             return Retry(f"the positions could not be recalculated: {refusal(error)}")
         # Requests that came meanwhile are not these deliveries' affair: relay asks again for those.
         return Done() if has_run else Later("no time was left for a run", after=timedelta())
+
+
+def _refused(refusal: Refusal) -> Outcome:
+    return Retry(refusal.reason) if refusal.passing else Rejected(refusal.reason)
 
 
 def _insert(connection: Connection, events: Sequence[PositionEvent]) -> set[UUID]:

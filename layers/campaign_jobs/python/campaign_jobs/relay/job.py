@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from pydantic import ValidationError
 
 from campaign_jobs.catalog import MAX_VALUE_BYTES, RELAY
+from campaign_jobs.database.batches import repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email.store import release_parked as release_parked_mails
 from campaign_jobs.errors import PublishError
@@ -81,6 +82,10 @@ class Relay:
 
         Raises PublishError when Kafka does not take everything: what it took is marked, the rest waits in the outbox.
         """
+        with self._database.within(deadline):
+            return self._run(deadline)
+
+    def _run(self, deadline: Deadline) -> RelayReport:
         lease = Lease(self._database, "relay")
         while not lease.take():
             if deadline.remaining_seconds() < UNTIL_DEADLINE_SECONDS:
@@ -106,12 +111,17 @@ class Relay:
         """Look once: bring back what may go on, then publish all that waits, as long as `go_on` says so."""
         report = report or RelayReport()
         try:
-            with self._database.transaction() as connection:
-                mails = release_parked_mails(connection, limit=PUBLISH_AT_ONCE)
-                webhooks = release_parked_webhooks(connection)
-                rewards = release_unheld(connection)
-                positions = self._request_positions(connection)
-                forgotten = self._forget_markers(connection)
+            # Services write these rows too.
+            mails, webhooks, rewards, positions, forgotten = repeat_on_conflict(
+                self._database,
+                lambda connection: (
+                    release_parked_mails(connection, limit=PUBLISH_AT_ONCE),
+                    release_parked_webhooks(connection),
+                    release_unheld(connection),
+                    self._request_positions(connection),
+                    self._forget_markers(connection),
+                ),
+            )
         finally:
             # What cannot be brought back does not keep the rest from going out.
             published, refused = self._publish_all(go_on)

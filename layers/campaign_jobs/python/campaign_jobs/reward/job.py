@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
 from campaign_jobs.catalog import REWARD
-from campaign_jobs.database.batches import in_batch, repeat_on_conflict
+from campaign_jobs.database.batches import Refusal, in_batch, repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.errors import UnsafeTarget
 from campaign_jobs.events import RewardEvent
@@ -92,6 +92,10 @@ class RewardJob:
 
     def process(self, deliveries: Sequence[RewardDelivery], deadline: Deadline) -> Sequence[Outcome]:
         """Deliver what may be delivered. Raises DatabaseUnavailable."""
+        with self._database.within(deadline):
+            return self._process(deliveries, deadline)
+
+    def _process(self, deliveries: Sequence[RewardDelivery], deadline: Deadline) -> Sequence[Outcome]:
         first: dict[UUID, RewardDelivery] = {}
         for delivery in deliveries:
             first.setdefault(_id(delivery), delivery)
@@ -173,7 +177,7 @@ class RewardJob:
         outcomes: dict[UUID, Outcome] = {
             key(row): outcome(row) if key(row) in changed else CHANGED_MEANWHILE for row in rows
         }
-        return outcomes | {key(row): Rejected(f"PostgreSQL refused it: {reason}") for row, reason in refused}
+        return outcomes | {key(row): _refused("it", refusal) for row, refusal in refused}
 
     def _deliver_webhooks(self, webhooks: Sequence[_Webhook], deadline: Deadline) -> dict[UUID, Outcome]:
         if not webhooks:
@@ -262,9 +266,14 @@ class RewardJob:
             for item in rows
         }
         return outcomes | {
-            item.attempt.user_reward_id: Rejected(f"PostgreSQL refused its result: {reason}")
-            for item, reason in refused
+            item.attempt.user_reward_id: _refused("its result", refusal, claim.lasts)
+            for item, refusal in refused
         }
+
+
+def _refused(what: str, refusal: Refusal, after: timedelta | None = None) -> Outcome:
+    reason = f"PostgreSQL refused {what}: {refusal}"
+    return Retry(reason, after) if refusal.passing else Rejected(reason)
 
 
 def _outcome(posted: _Posted, is_settled: bool, is_parked: bool) -> Outcome:

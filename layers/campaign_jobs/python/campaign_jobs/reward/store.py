@@ -92,14 +92,18 @@ WITH holding AS (
     WHERE cases.user_id IN (SELECT user_id FROM campaign_jobs.user_rewards WHERE id = ANY(%(ids)s))
         AND (cases.status = 'confirmed' OR (cases.status = 'open' AND cases.holding) OR cases.blocked_from IS NOT NULL)
     ORDER BY cases.id FOR SHARE
+), free AS (
+    SELECT id FROM campaign_jobs.user_rewards
+    WHERE id = ANY(%(ids)s) AND {_FREE} AND user_id IN (SELECT user_id FROM holding)
+    ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE campaign_jobs.user_rewards
 SET status = CASE
         WHEN user_id IN (SELECT user_id FROM holding WHERE status = 'confirmed') THEN 'revoked' ELSE 'earned'
     END,
     held_at = coalesce(held_at, clock_timestamp()), claim_token = NULL, claimed_until = NULL
-WHERE id = ANY(%(ids)s) AND {_FREE} AND user_id IN (SELECT user_id FROM holding)
-RETURNING id
+FROM free WHERE user_rewards.id = free.id
+RETURNING user_rewards.id
 """  # noqa: S608 - constants of this module
 
 _PARK = f"""
@@ -144,6 +148,11 @@ RETURNING id
 """
 
 _RECORD = """
+WITH mine AS (
+    SELECT id FROM campaign_jobs.user_rewards
+    WHERE id = ANY(%(ids)s) AND claim_token = %(token)s
+    ORDER BY id FOR NO KEY UPDATE
+)
 UPDATE campaign_jobs.user_rewards
 -- A service may have redeemed, revoked or expired it meanwhile; that stays.
 SET status = CASE WHEN user_rewards.status <> 'delivering' THEN user_rewards.status
@@ -158,8 +167,9 @@ FROM (
             %(errors)s::text[])
         AS attempt (user_reward_id, endpoint_id, event_id, result, error)
     JOIN campaign_jobs.webhook_endpoints AS endpoints ON endpoints.id = attempt.endpoint_id
+    JOIN mine ON mine.id = attempt.user_reward_id
 ) AS attempt
-WHERE user_rewards.id = attempt.user_reward_id AND claim_token = %(token)s
+WHERE user_rewards.id = attempt.user_reward_id
 RETURNING user_rewards.id, user_rewards.parked_at IS NOT NULL
 """
 

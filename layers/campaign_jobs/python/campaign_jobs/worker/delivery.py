@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from campaign_jobs.events import EmailEvent, Event, PositionEvent, RewardEvent
 
@@ -30,6 +30,10 @@ class Delivery(Generic[AnyEvent]):
     """When we first had it, for patience with rows that are not there yet. Anew when it is redriven."""
 
 
+ANSWERING_SECONDS: Final = 2.0
+"""What is kept back of every invocation for ending it, once whoever it waited for has been given up."""
+
+
 @dataclass(frozen=True)
 class Deadline:
     """When this invocation must have ended."""
@@ -39,6 +43,10 @@ class Deadline:
     @classmethod
     def of_invocation(cls, remaining_milliseconds: Callable[[], int]) -> "Deadline":
         return cls(time.monotonic() + remaining_milliseconds() / 1000)
+
+    def earlier(self, seconds: float) -> "Deadline":
+        """The same, with `seconds` kept back for what comes afterwards."""
+        return Deadline(self._at - seconds)
 
     def remaining_seconds(self) -> float:
         return max(0.0, self._at - time.monotonic())

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from campaign_jobs import events
 from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
@@ -13,12 +13,15 @@ from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, InvalidEvent, NotOurs, UnknownLane
 from campaign_jobs.observability import log_unexpected, logger_of, publish_metrics
 from campaign_jobs.settings import EventJobSettings
-from campaign_jobs.worker.delivery import Deadline, Delivery
+from campaign_jobs.worker.delivery import ANSWERING_SECONDS, Deadline, Delivery
 from campaign_jobs.worker.isolation import Isolation
 from campaign_jobs.worker.messages import Received
 from campaign_jobs.worker.outcomes import Later, Outcome, Rejected, Retry, Skipped
-from campaign_jobs.worker.queues import Queues, SqsQueues
+from campaign_jobs.worker.queues import SEND_SECONDS, Queues, SqsQueues
 from campaign_jobs.worker.settle import Settlement, Settler, spent
+
+SETTLING_SECONDS: Final = SEND_SECONDS + 1.0
+"""What is kept back of an invocation for settling a full batch: a job must have ended by then."""
 
 
 class EventJob(Protocol):
@@ -94,6 +97,7 @@ class Pipeline:
             first_delay=settings.retry_first_delay,
             logger=self._logger,
         )
+        self._database = database
         self._isolation = Isolation(database, settings, self._settler, self._logger)
 
     def handle(self, event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
@@ -108,8 +112,12 @@ class Pipeline:
         try:
             lane = lane_of(self._job_type, context.invoked_function_arn)
             counts: Counter[str] = Counter()
-            with self._isolation.records_of(event, lane, now=now, counts=counts) as received:
-                counts.update(self._handle(received, lane, deadline, now))
+            working = deadline.earlier(SETTLING_SECONDS)
+            with (
+                self._database.within(deadline.earlier(ANSWERING_SECONDS)),
+                self._isolation.records_of(event, lane, now=now, counts=counts) as received,
+            ):
+                counts.update(self._handle(received, lane, working, now))
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(self._job_type.name, {"batch_stopped": 1})

@@ -11,6 +11,7 @@ from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, NotOurs
 from campaign_jobs.observability import logger_of, publish_metrics
 from campaign_jobs.settings import UnroutableSettings
+from campaign_jobs.worker.delivery import ANSWERING_SECONDS, Deadline
 from campaign_jobs.worker.isolation import Isolation
 from campaign_jobs.worker.messages import Received, body_of
 from campaign_jobs.worker.outcomes import Outcome, Rejected
@@ -35,6 +36,7 @@ class Unroutable:
             first_delay=settings.retry_first_delay,
             logger=self._logger,
         )
+        self._database = database
         self._isolation = Isolation(database, settings, self._settler, self._logger)
 
     def handle(self, event: dict[str, Any], context: LambdaContext) -> Mapping[str, int]:
@@ -47,7 +49,11 @@ class Unroutable:
         counts: Counter[str] = Counter()
         try:
             lane = lane_of(UNROUTABLE, context.invoked_function_arn)
-            with self._isolation.records_of(event, lane, now=now, counts=counts) as received:
+            deadline = Deadline.of_invocation(context.get_remaining_time_in_millis)
+            with (
+                self._database.within(deadline.earlier(ANSWERING_SECONDS)),
+                self._isolation.records_of(event, lane, now=now, counts=counts) as received,
+            ):
                 counts.update(self._handle(received, now))
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
