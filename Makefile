@@ -14,6 +14,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 LOCAL := $(VENV)/.installed-local
 DEV := $(VENV)/.installed-dev
+FUZZ_VENV := .venv-fuzz
+FUZZ := $(FUZZ_VENV)/.installed
 CDK := node_modules/.installed
 
 install = $(VENV)/bin/python -m pip install --quiet --require-hashes -r
@@ -63,6 +65,9 @@ synth: $(DEV) $(CDK) ## Synthesize the stack of one environment, e.g. make synth
 	@npx --no-install cdk synth --quiet -c env=$(ENV)
 ENV ?= dev
 
+fuzz: $(FUZZ) ## Try hard to break what parses bytes from outside, e.g. make fuzz ARGS="--seconds 60 --target records"
+	@$(FUZZ_VENV)/bin/python -m tests.fuzz $(ARGS)
+
 schemas: $(DEV) ## Write the event contract's JSON Schema and AsyncAPI from the models
 	@python -m campaign_jobs.schemas
 
@@ -76,9 +81,10 @@ lock: $(DEV) ## Write the lock files from pyproject.toml (uv); ARGS=--upgrade ta
 	$(compile) -c requirements-dev.txt --group cdk -o requirements.txt
 	$(compile) -c requirements-dev.txt $(in_the_runtime:%=--no-emit-package %) --group functions -o layers/dependencies/requirements.txt
 	$(compile) -c requirements-dev.txt --group local -o local/requirements.txt
+	$(compile) -c requirements-dev.txt --group fuzz -o requirements-fuzz.txt
 
 clean: ## Remove what these targets made, the environment included (Kafka's jars stay in the user's cache)
-	rm -rf $(VENV) .local cdk.out node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FUZZ_VENV) .fuzz .local cdk.out node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## List the targets
@@ -103,9 +109,15 @@ $(DEV): requirements-dev.txt | $(VENV)/bin/python
 	@$(install) $<
 	@touch $@
 
+$(FUZZ): requirements-fuzz.txt
+	@echo "Installing what fuzzing needs (some seconds, once) ..."
+	@$(PYTHON) -m venv $(FUZZ_VENV)
+	@$(FUZZ_VENV)/bin/python -m pip install --quiet --require-hashes -r $<
+	@touch $@
+
 $(CDK): package-lock.json package.json | $(DEV)
 	@echo "Installing the CDK command line (some seconds, once) ..."
 	@npm ci --silent --no-audit --no-fund
 	@touch $@
 
-.PHONY: demo local test check gates format format-check lint types imports synth schemas bench lock clean help
+.PHONY: demo local test fuzz check gates format format-check lint types imports synth schemas bench lock clean help

@@ -32,7 +32,13 @@ from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import DatabaseUnavailable, QueueUnavailable, UnknownLane
 from campaign_jobs.settings import BY_FUNCTION, EventJobSettings
 from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
-from campaign_jobs.worker.messages import Received, body_of, dead_letter_of, read_body
+from campaign_jobs.worker.messages import (
+    MAX_UNREADABLE_CHARACTERS,
+    Received,
+    body_of,
+    dead_letter_of,
+    read_body,
+)
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
 from campaign_jobs.worker.pipeline import Pipeline, lane_of
 from campaign_jobs.worker.queues import Outgoing, SqsQueues
@@ -581,7 +587,7 @@ def letter(**changes: Any) -> str:
 
 
 UNREADABLE = [
-    "", "hello", "null", "[]", "7", '"x"', "{}", '{"dead_letter": {}}', "[" * 100_000, "\x00\ud800",
+    "", "hello", "null", "[]", "7", '"x"', "{}", '{"dead_letter": {}}', "[" * MAX_UNREADABLE_CHARACTERS, "\x00\ud800",
     letter(topic=None, partition=None),
     letter(offset=float("inf")),
     letter(offset=2**63),

@@ -178,7 +178,11 @@ def host_ports(value: str) -> frozenset[tuple[str, int]]:
 
 def existing_file(value: str) -> Path:
     """the path of a file that exists"""
-    if not Path(value).is_file():
+    try:
+        exists = Path(value).is_file()
+    except (OSError, ValueError):  # A name that no file can have.
+        exists = False
+    if not exists:
         raise ValueError(f"allowed is {_expected(existing_file)}")
     return Path(value)
 

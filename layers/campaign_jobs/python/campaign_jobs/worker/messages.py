@@ -18,7 +18,10 @@ from campaign_jobs.worker.delivery import Coordinates
 
 READABLE_BYTES: Final = 2_000
 """A value that is no longer stands as text in any case, because people read it."""
-MAX_UNREADABLE_CHARACTERS: Final = 100_000
+MAX_UNREADABLE_CHARACTERS: Final = 80_000
+"""Escaped, a character takes up to twelve bytes, and SQS takes 1 MiB."""
+_INT4_MAX: Final = 2**31 - 1
+_INT8_MAX: Final = 2**63 - 1
 
 
 class UnreadableMessage(CampaignJobsError):
@@ -119,11 +122,11 @@ def read_body(text: str, *, now: datetime) -> Received:
             value=_decoded_value(body),
             recorded_at=_moment(body["recorded_at"]),
             first_received_at=now if redriven else _moment(body["first_received_at"]),
-            attempts_spent=0 if redriven else int(body["attempts"]),
+            attempts_spent=0 if redriven else _number(body["attempts"], _INT4_MAX),
             not_before=None if redriven or "not_before" not in body else _moment(body["not_before"]),
             from_retry_queue=True,
             isolated=not redriven and body.get("isolated") is True,
-            dropped_value=body.get("value_dropped"),
+            dropped_value=_dropped_value(body),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UnreadableMessage(
@@ -177,6 +180,20 @@ def _decoded_value(body: dict[str, Any]) -> bytes | None:
         return base64.b64decode(body["value_base64"], validate=True)
     value = body.get("value")
     return None if value is None else str(value).encode("utf-8")
+
+
+def _dropped_value(body: dict[str, Any]) -> dict[str, Any] | None:
+    dropped = body.get("value_dropped")
+    if dropped is None:
+        return None
+    return {"bytes": _number(dropped["bytes"], _INT8_MAX), "sha256": str(dropped["sha256"])[:64]}
+
+
+def _number(value: Any, largest: int) -> int:
+    number = int(value)
+    if not 0 <= number <= largest:
+        raise ValueError("a number out of range")
+    return number
 
 
 def _moment(text: str) -> datetime:

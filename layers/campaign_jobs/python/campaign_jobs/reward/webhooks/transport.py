@@ -114,7 +114,8 @@ def post(
             # Read for politeness, since some servers take a hang-up for a failure. The status has been said, so neither
             # a body that never ends nor one that breaks off changes what it means.
             response.read(max_bytes)
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, ValueError, ArithmeticError):
+            # The last two are what http.client makes of a chunk's size that is no size, such as a negative one.
             pass
         return answer
     finally:
