@@ -28,6 +28,9 @@ in_the_runtime = boto3 botocore python-dateutil s3transfer six urllib3
 demo: $(LOCAL) ## Run a whole campaign launch on this machine, e.g. make demo ARGS="--people 1000"
 	@python -m local demo $(ARGS)
 
+chaos: $(LOCAL) ## Break everything while events come, and see that none is lost, e.g. make chaos ARGS="--events 2000 --seed 7"
+	@python -m local chaos $(ARGS)
+
 local: $(LOCAL) ## Start the whole system on this machine; Ctrl-C stops it
 	@python -m local $(ARGS)
 
@@ -120,4 +123,4 @@ $(CDK): package-lock.json package.json | $(DEV)
 	@npm ci --silent --no-audit --no-fund
 	@touch $@
 
-.PHONY: demo local test fuzz check gates format format-check lint types imports synth schemas bench lock clean help
+.PHONY: demo chaos local test fuzz check gates format format-check lint types imports synth schemas bench lock clean help

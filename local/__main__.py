@@ -1,4 +1,7 @@
-"""`python -m local`: the whole system on this machine until Ctrl-C; `python -m local demo`: a launch on it."""
+"""`python -m local`: the whole system on this machine until Ctrl-C.
+
+`python -m local demo` plays a launch on it, `python -m local chaos` breaks it.
+"""
 
 import argparse
 import logging
@@ -23,10 +26,15 @@ def main(arguments: list[str]) -> int:
         from local.demo.__main__ import main as demo
 
         return demo(arguments[1:])
+    if arguments[:1] == ["chaos"]:
+        from local.chaos.__main__ import main as chaos
+
+        return chaos(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m local",
         description="Run the whole system on this machine: PostgreSQL, Apache Kafka, SES and SQS stand-ins, every "
-        "function. Ctrl-C or SIGTERM stops it gracefully. `python -m local demo --help` explains the demo.",
+        "function. Ctrl-C or SIGTERM stops it gracefully. `python -m local demo --help` explains the demo, and "
+        "`python -m local chaos --help` the run that breaks things.",
         epilog="KAFKA_BROKERS, DATABASE_URL and AWS_ENDPOINT_URL each replace a part by a real one.",
     )
     parser.add_argument(

@@ -299,6 +299,12 @@ class Function:
         with self._lock:
             return sum(environment.cold_starts for environment in self._all)
 
+    def pids(self, *, busy: bool) -> list[int]:
+        """The processes of its environments: those in an invocation, or all."""
+        with self._lock:
+            chosen = [each for each in self._all if not (busy and each in self._idle)]
+        return [pid for each in chosen if (pid := each.pid) is not None]
+
     def alias(self, name: str) -> "FunctionAlias":
         """What to invoke so that the handler sees the alias in its context's `invoked_function_arn`."""
         return FunctionAlias(self, name)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,7 +26,7 @@ from campaign_jobs.errors import DatabaseUnavailable
 from campaign_jobs.relay.lease import Lease
 from campaign_jobs.settings import BY_FUNCTION, duration
 from local.aws import AwsStandIn, FeedbackSettings
-from local.aws.preparation import prepare
+from local.aws.preparation import catalog_queues, prepare
 from local.functions import REPOSITORY, Function, FunctionConfiguration
 from local.kafka import KafkaBroker, create_topic
 from local.mappings.kafka import KafkaMapping
@@ -47,6 +49,26 @@ Progress = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
+def deployed_handler(function: str) -> Path:
+    """The handler that the stack deploys for a function."""
+    return REPOSITORY / "functions" / function / "handler.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Where one run differs from the catalog and from what fits a laptop; nothing, unless it says so."""
+
+    timeout_seconds: Mapping[str, float] = field(default_factory=dict)
+    """By function; its retry queues' visibility follows."""
+    concurrency: Mapping[str, int] = field(default_factory=lambda: MAX_CONCURRENCY)
+    """Execution environments by function; DEFAULT_CONCURRENCY for the others."""
+    members: int = 1
+    """Consumers in each lane's group."""
+    relay_interval: timedelta | None = None
+    handler: Callable[[str], Path] = deployed_handler
+    """The handler's file, by function."""
+
+
 class LocalSystem:
     """Starts everything, knows when everything is quiet, and stops everything in good order."""
 
@@ -59,6 +81,7 @@ class LocalSystem:
         progress: Progress = lambda message: None,
         on_log_line: Callable[[str, str], None] | None = None,
         durable: bool = True,
+        tuning: Tuning | None = None,
     ) -> None:
         """`directory` holds data, logs and mails; `function_settings` go to the functions besides those of ours.
 
@@ -72,9 +95,11 @@ class LocalSystem:
         self._progress = progress
         self._on_log_line = on_log_line
         self._durable = durable
-        self._postgres: PostgresServer | None = None
-        self._kafka: KafkaBroker | None = None
-        self._aws: AwsStandIn | None = None
+        self._tuning = tuning or Tuning()
+        # The embedded servers; None where another one takes the place.
+        self.postgres: PostgresServer | None = None
+        self.kafka: KafkaBroker | None = None
+        self.aws: AwsStandIn | None = None
         self.database_url = ""
         self.kafka_brokers = ""
         self.aws_endpoint_url = ""
@@ -120,10 +145,13 @@ class LocalSystem:
         create_topic(self.kafka_brokers, self.settings.kafka_job_topic, partitions=catalog.TOPIC_PARTITIONS)
         sender_domain = self.settings.default_sender.rpartition("@")[2]
         self.queue_urls = prepare(
-            self.client("sesv2"), self.client("sqs"), [sender_domain, self.settings.default_sender]
+            self.client("sesv2"),
+            self.client("sqs"),
+            [sender_domain, self.settings.default_sender],
+            catalog_queues(timeout_seconds=self._tuning.timeout_seconds),
         )
-        if self._aws is not None:
-            self._aws.report(FeedbackSettings(self.queue_urls[catalog.FEEDBACK.queue_setting], REGION))
+        if self.aws is not None:
+            self.aws.report(FeedbackSettings(self.queue_urls[catalog.FEEDBACK.queue_setting], REGION))
         self._make_functions()
         self._start_mappings()
         self._start_schedules()
@@ -135,14 +163,14 @@ class LocalSystem:
             self._progress("PostgreSQL: yours, from DATABASE_URL")
             return
         with self._timed("PostgreSQL"):
-            self._postgres = PostgresServer(
+            self.postgres = PostgresServer(
                 self.directory / "postgres", preferred_port=POSTGRES_PORT, durable=self._durable
             )
-            self._postgres.start()
+            self.postgres.start()
         try:
-            self.database_url = self._postgres.create_database(DATABASE_NAME)
+            self.database_url = self.postgres.create_database(DATABASE_NAME)
         except psycopg.errors.DuplicateDatabase:
-            self.database_url = self._postgres.url(DATABASE_NAME)
+            self.database_url = self.postgres.url(DATABASE_NAME)
 
     def _start_kafka(self) -> None:
         if self.settings.kafka_brokers is not None:
@@ -150,11 +178,11 @@ class LocalSystem:
             self._progress(f"Kafka: yours, {self.kafka_brokers}")
             return
         with self._timed("Apache Kafka"):
-            self._kafka = KafkaBroker(
+            self.kafka = KafkaBroker(
                 self.directory / "kafka", preferred_port=KAFKA_PORT, progress=self._download_progress
             )
-            self._kafka.start()
-        self.kafka_brokers = self._kafka.bootstrap_servers
+            self.kafka.start()
+        self.kafka_brokers = self.kafka.bootstrap_servers
 
     def _start_aws(self) -> None:
         if self.settings.aws_endpoint_url is not None:
@@ -162,16 +190,16 @@ class LocalSystem:
             self._progress(f"SES and SQS: yours, {self.aws_endpoint_url}")
             return
         with self._timed("SES and SQS stand-ins"):
-            self._aws = AwsStandIn(
+            self.aws = AwsStandIn(
                 self.mail_directory, preferred_port=AWS_PORT, log_file=self.log_directory / "aws.log"
             )
-            self._aws.start()
-        self.aws_endpoint_url = self._aws.endpoint_url
+            self.aws.start()
+        self.aws_endpoint_url = self.aws.endpoint_url
 
     def client(self, service: str) -> Any:
         """A boto3 client for the stand-in, or for what AWS_ENDPOINT_URL names."""
         keys = {}
-        if self._aws is not None:
+        if self.aws is not None:
             keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
         return boto3.client(
             service,  # type: ignore[call-overload]
@@ -198,16 +226,16 @@ class LocalSystem:
             self.functions[job_type.name] = Function(
                 FunctionConfiguration(
                     name=f"campaign-jobs-{ENVIRONMENT}-{job_type.name}",
-                    handler=REPOSITORY / "functions" / job_type.name / "handler.py",
+                    handler=self._tuning.handler(job_type.name),
                     environment={name: values[name] for name in wanted if name in values},
-                    timeout_seconds=job_type.timeout_seconds,
+                    timeout_seconds=self._tuning.timeout_seconds.get(job_type.name, job_type.timeout_seconds),
                     memory_mb=job_type.memory_mb,
                     log_dir=self.log_directory,
                     aws_endpoint_url=self.aws_endpoint_url,
                     region=REGION,
                     on_log_line=self._on_log_line,
                 ),
-                max_concurrency=MAX_CONCURRENCY.get(job_type.name, DEFAULT_CONCURRENCY),
+                max_concurrency=self._tuning.concurrency.get(job_type.name, DEFAULT_CONCURRENCY),
             )
 
     def _start_mappings(self) -> None:
@@ -215,7 +243,7 @@ class LocalSystem:
             function = self.functions[job_type.name]
             for lane in job_type.lanes:
                 alias = function.alias(lane.name)
-                self.kafka_mappings.append(
+                self.kafka_mappings += [
                     KafkaMapping(
                         bootstrap_servers=self.kafka_brokers,
                         topic=self.settings.kafka_job_topic,
@@ -225,7 +253,8 @@ class LocalSystem:
                         batch_size=lane.batch_size,
                         batching_window_seconds=lane.batching_window_seconds,
                     )
-                )
+                    for _ in range(self._tuning.members)
+                ]
                 self.sqs_mappings.append(
                     SqsMapping(
                         sqs=self.client("sqs"),
@@ -256,7 +285,7 @@ class LocalSystem:
         intervals = {
             catalog.ANALYTICS.name: self.settings.analytics_interval,
             catalog.FRAUD.name: self.settings.fraud_detection_interval,
-            catalog.RELAY.name: duration(catalog.RELAY.default_interval),
+            catalog.RELAY.name: self._tuning.relay_interval or duration(catalog.RELAY.default_interval),
         }
         for name, interval in intervals.items():
             schedule = Schedule(f"campaign-jobs-{ENVIRONMENT}-{name}", interval, self.functions[name])
@@ -283,9 +312,9 @@ class LocalSystem:
         found: dict[str, int] = {}
         behind = sum(not mapping.caught_up() for mapping in self.kafka_mappings)
         found["mappings behind"] = behind
-        if self._aws is not None:
+        if self.aws is not None:
             # Before the queues, where they arrive.
-            found["events of SES"] = self._aws.pending_reports()
+            found["events of SES"] = self.aws.pending_reports()
         for mapping in self.sqs_mappings:
             depth = mapping.depth()
             found[mapping.queue_name] = depth.visible + depth.in_flight + depth.delayed
@@ -368,7 +397,7 @@ class LocalSystem:
                     stopped.result()
         for function in self.functions.values():
             function.close()
-        for server in (self._aws, self._kafka, self._postgres):
+        for server in (self.aws, self.kafka, self.postgres):
             if server is not None:
                 server.stop()
 
@@ -415,7 +444,7 @@ class LocalSystem:
             "AWS_ENDPOINT_URL": self.aws_endpoint_url,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
-            **({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"} if self._aws else {}),
+            **({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"} if self.aws else {}),
             **self.queue_urls,
         }
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]

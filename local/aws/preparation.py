@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -32,11 +33,17 @@ class LocalQueue:
     max_receives: int = 0
 
 
-def catalog_queues(prefix: str = "campaign-jobs-local") -> list[LocalQueue]:
-    """The queues of the catalog: each lane's retry queue, each job type's dead-letter queue, and those that feed."""
+def catalog_queues(
+    prefix: str = "campaign-jobs-local", *, timeout_seconds: Mapping[str, float] | None = None
+) -> list[LocalQueue]:
+    """The queues of the catalog: each lane's retry queue, each job type's dead-letter queue, and those that feed.
+
+    `timeout_seconds` are those of functions, by name, that differ from the catalog.
+    """
     queues = []
     for job_type in EVENT_JOB_TYPES:
-        visibility = job_type.timeout_seconds + _VISIBILITY_MARGIN_SECONDS
+        timeout = (timeout_seconds or {}).get(job_type.name, job_type.timeout_seconds)
+        visibility = math.ceil(timeout) + _VISIBILITY_MARGIN_SECONDS
         queues += [
             LocalQueue(lane.retry_queue_setting, f"{prefix}-{lane.name}-retry", visibility)
             for lane in job_type.lanes

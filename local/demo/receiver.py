@@ -36,6 +36,8 @@ class Received:
 class WebhookReceiver:
     """Listens on a free port of this machine while it is entered."""
 
+    endpoints: tuple[str, ...] = ENDPOINTS
+
     def __init__(self, directory: Path) -> None:
         """The authority's certificate goes into `directory`, which exists."""
         certificates = make_certificates(directory, [ADDRESS])
@@ -53,7 +55,7 @@ class WebhookReceiver:
 
     @property
     def urls(self) -> dict[str, str]:
-        return {endpoint: f"https://{self.target}/{endpoint}" for endpoint in ENDPOINTS}
+        return {endpoint: f"https://{self.target}/{endpoint}" for endpoint in self.endpoints}
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -72,14 +74,17 @@ class WebhookReceiver:
         webhook_id = headers.get("webhook-id", "")
         with self._lock:
             self._tries[webhook_id] += 1
-            if endpoint == "gone":
-                status = 410
-            elif endpoint == "flaky" and self._tries[webhook_id] == 1:
-                status = 500
-            else:
-                status = 200 if endpoint in ENDPOINTS else 404
+            tries = self._tries[webhook_id]
+        status = self.status_of(endpoint, tries) if endpoint in self.endpoints else 404
+        with self._lock:
             self.received.append(Received(endpoint, webhook_id, status, _is_signed(endpoint, headers, body)))
         return status
+
+    def status_of(self, endpoint: str, tries: int) -> int:
+        """What a request gets that is the endpoint's `tries`-th of one delivery."""
+        if endpoint == "gone":
+            return 410
+        return 500 if endpoint == "flaky" and tries == 1 else 200
 
 
 class _Server(ThreadingHTTPServer):
@@ -89,6 +94,9 @@ class _Server(ThreadingHTTPServer):
         self.receiver = receiver
         self.context = context
         super().__init__((ADDRESS, 0), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that gave up, or was killed, is no error of the receiver's."""
 
 
 class _Handler(BaseHTTPRequestHandler):

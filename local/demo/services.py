@@ -16,7 +16,7 @@ BROKEN_TEMPLATE = "<p>Welcome!</p>\n<p>{{ nobody.knows.this }}</p>"
 
 def create_campaigns(connection: Connection, cast: Cast, endpoint_urls: dict[str, str]) -> None:
     """Campaigns with their endpoints, rewards, and a template that somebody has not finished."""
-    _insert(
+    insert_rows(
         connection,
         "campaigns",
         [
@@ -40,7 +40,7 @@ def create_campaigns(connection: Connection, cast: Cast, endpoint_urls: dict[str
     used = {
         reward.endpoint: reward.campaign for reward in cast.rewards.values() if reward.endpoint is not None
     }
-    _insert(
+    insert_rows(
         connection,
         "webhook_endpoints",
         [
@@ -56,7 +56,7 @@ def create_campaigns(connection: Connection, cast: Cast, endpoint_urls: dict[str
             for endpoint, campaign in used.items()
         ],
     )
-    _insert(
+    insert_rows(
         connection,
         "rewards",
         [
@@ -84,7 +84,7 @@ def create_campaigns(connection: Connection, cast: Cast, endpoint_urls: dict[str
 
 def sign_up(connection: Connection, cast: Cast, people: Sequence[Person]) -> None:
     """Users and their referrals; who leaves at once is removed already."""
-    _insert(
+    insert_rows(
         connection,
         "waitlist_users",
         [
@@ -110,7 +110,7 @@ def sign_up(connection: Connection, cast: Cast, people: Sequence[Person]) -> Non
             for person in people
         ],
     )
-    _insert(
+    insert_rows(
         connection,
         "referrals",
         [
@@ -164,7 +164,7 @@ def verify(connection: Connection, cast: Cast, people: Iterable[Person]) -> None
 
 def earn(connection: Connection, cast: Cast, earned: Sequence[ExpectedReward]) -> None:
     """User rewards, each with a code of its own."""
-    _insert(
+    insert_rows(
         connection,
         "user_rewards",
         [
@@ -197,7 +197,7 @@ def endpoint_secret(endpoint: str) -> str:
     return "whsec_" + base64.b64encode(hashlib.sha256(endpoint.encode()).digest()).decode()
 
 
-def _insert(connection: Connection, table: LiteralString, rows: Sequence[dict[str, Any]]) -> None:
+def insert_rows(connection: Connection, table: LiteralString, rows: Sequence[dict[str, Any]]) -> None:
     """All rows in one statement; PostgreSQL reads each value as its column's type."""
     if not rows:
         return

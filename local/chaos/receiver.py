@@ -1,0 +1,28 @@
+"""Receivers of webhooks: one works, one fails the first time, one hangs the first time, one is gone for a while."""
+
+import threading
+from pathlib import Path
+from typing import Final
+
+from campaign_jobs.reward.webhooks.client import TOTAL_SECONDS
+from local.demo.receiver import WebhookReceiver
+
+METHODS: Final = ("working", "flaky", "hanging", "gone")
+
+
+class ChaosReceiver(WebhookReceiver):
+    """`back` is set once the endpoint that has gone takes webhooks again."""
+
+    endpoints = METHODS
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.back = threading.Event()
+        self._closing = threading.Event()
+
+    def status_of(self, endpoint: str, tries: int) -> int:
+        if endpoint == "hanging" and tries == 1:
+            self._closing.wait(TOTAL_SECONDS + 5)
+        if endpoint == "gone" and not self.back.is_set():
+            return 410
+        return 500 if endpoint == "flaky" and tries == 1 else 200
