@@ -202,15 +202,21 @@ class Judge:
     # Once
 
     def _check_mails(self) -> None:
-        sent = Counter(mail.message_id for mail in read_mails(self._system.mail_directory))
-        recorded = {row["ses_message_id"] for row in self._messages if row["status"] == "accepted"}
+        """By the tag that each mail carries for its event."""
+        sent = Counter(mail.tags["message"] for mail in read_mails(self._system.mail_directory))
+        accepted = {row["tag"]: row["event_id"] for row in self._messages if row["status"] == "accepted"}
         self._verdict.counts["mails"] = sent.total()
         self._verdict.lost += [
-            f"mail {message_id} is recorded but was not sent" for message_id in recorded - sent.keys()
+            f"event {accepted[tag]} is accepted, but no mail was sent"
+            for tag in accepted.keys() - sent.keys()
+        ]
+        self._verdict.wrong += [
+            f"a mail was sent with the tag {tag}, whose event is not accepted"
+            for tag in sent.keys() - accepted.keys()
         ]
         pool = self._system.settings.kafka_worker_pool_size
         outages = sum(broken.fault.kind == "postgres" for broken in self._breaker.broken)
-        self._verdict.mails_again = len(sent.keys() - recorded)
+        self._verdict.mails_again = sent.total() - len(sent)
         self._verdict.mails_again_allowed = pool * (
             self._breaker.kills["email"] + outages * self._email_processes
         )
