@@ -1,6 +1,7 @@
 """Publishes what is planned, and keeps where and when Kafka took each record."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from campaign_jobs.errors import CampaignJobsError
 from local.chaos.plan import Planned
 
-FLUSH_SECONDS: Final = 120
+PATIENCE_SECONDS: Final = 120
 
 
 class NotPublished(CampaignJobsError):
@@ -29,18 +30,21 @@ class Published:
 
 
 class Publisher:
-    """An idempotent producer that waits out a broker that is away: a record is in the topic once, or not at all."""
+    """A service's producer, which publishes once more what Kafka has not acknowledged.
+
+    A broker that has just come back may not know its topic for a moment, and then the client gives records back.
+    """
 
     def __init__(self, brokers: str, topic: str) -> None:
         self.topic = topic
         self.published: list[Published] = []
         self._lock = threading.Lock()
-        self._failed: list[str] = []
+        self._again: list[Planned] = []
         self._producer = Producer(
             {
                 "bootstrap.servers": brokers,
                 "enable.idempotence": True,
-                "delivery.timeout.ms": FLUSH_SECONDS * 1000,
+                "delivery.timeout.ms": PATIENCE_SECONDS * 1000,
                 "reconnect.backoff.max.ms": 1000,
                 "log_level": 0,
             }
@@ -48,13 +52,15 @@ class Publisher:
 
     def publish(self, records: Sequence[Planned]) -> None:
         """Hand them to the producer's own thread; `flush` waits for them."""
-        for planned in records:
+        with self._lock:
+            again, self._again = self._again, []
+        for planned in (*again, *records):
 
             def delivered(error: KafkaError | None, message: Message, planned: Planned = planned) -> None:
                 partition, offset = message.partition(), message.offset()
                 with self._lock:
                     if error is not None or partition is None or offset is None:
-                        self._failed.append(f"{planned.name}: {error}")
+                        self._again.append(planned)
                     else:
                         self.published.append(Published(planned, partition, offset, datetime.now(UTC)))
 
@@ -63,6 +69,8 @@ class Publisher:
 
     def flush(self) -> None:
         """Wait for everything that was published. Raises NotPublished."""
-        left = self._producer.flush(FLUSH_SECONDS)
-        if left or self._failed:
-            raise NotPublished(f"Kafka did not take {left + len(self._failed)} records: {self._failed[:3]}")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (left := self._producer.flush(1)) or self._again:
+            if time.monotonic() > deadline:
+                raise NotPublished(f"Kafka did not take {left + len(self._again)} records")
+            self.publish([])
