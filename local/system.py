@@ -64,6 +64,8 @@ class Tuning:
     """Execution environments by function; DEFAULT_CONCURRENCY for the others."""
     members: int = 1
     """Consumers in each lane's group."""
+    max_batch_size: int | None = None
+    """Of Kafka's batches, in every lane; None leaves each lane its own."""
     relay_interval: timedelta | None = None
     handler: Callable[[str], Path] = deployed_handler
     """The handler's file, by function."""
@@ -250,7 +252,7 @@ class LocalSystem:
                         consumer_group=lane.consumer_group(self.settings.kafka_job_consumer_group),
                         function=alias,
                         filter_pattern=lane.filter_pattern(),
-                        batch_size=lane.batch_size,
+                        batch_size=min(lane.batch_size, self._tuning.max_batch_size or lane.batch_size),
                         batching_window_seconds=lane.batching_window_seconds,
                     )
                     for _ in range(self._tuning.members)

@@ -36,6 +36,8 @@ TUNING: Final = Tuning(
     timeout_seconds={"email": 26, "reward": 30, "position": 40, "unroutable": 15},
     concurrency={"email": 4, "reward": 3, "position": 3, "unroutable": 2},
     members=2,
+    # More batches to be killed in, and a batch that a killer was in is handed on well within the shortest time-out.
+    max_batch_size=100,
     relay_interval=timedelta(seconds=10),
 )
 FUNCTION_SETTINGS: Final = {"MISSING_ROW_PATIENCE": "40s", "RETRY_FIRST_DELAY": "1s"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_or_doubled_while_everything_is_killed(repository: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(repository / "layers/campaign_jobs/python"), str(repository)])
     done = subprocess.run(
@@ -23,7 +23,7 @@ def test_nothing_is_lost_or_doubled_while_everything_is_killed(repository: Path,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=380,
+        timeout=880,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     figures = dict(re.findall(r"^ +([a-zA-Z][a-zA-Z' ]*?) {2,}(\d+) ", done.stdout, re.MULTILINE))
