@@ -1,6 +1,7 @@
 """`python -m local chaos`: thousands of events while everything around them breaks, and one table of what it did."""
 
 import argparse
+import json
 import logging
 import shutil
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from campaign_jobs.errors import CampaignJobsError
 from local.chaos.faults import Breaker
-from local.chaos.judge import Judge, Verdict
+from local.chaos.judge import Judge, KilledBy, Verdict
 from local.chaos.plan import STEPS_PER_SECOND, Plan, Step, make_plan
 from local.chaos.publishing import Publisher
 from local.chaos.receiver import ChaosReceiver
@@ -28,17 +29,20 @@ from local.functions import FunctionFailed
 from local.settings import LocalSettings
 from local.system import LocalSystem, Tuning, fresh_directory
 
+# What handler.py logs.
+ENDED_BY_A_RECORD: Final = "ended by a record"
 QUIET_SECONDS: Final = 900
 SHOWN_FINDINGS: Final = 20
 # As short as the functions' own reserves allow, because a claim of a killed process lasts as long as its invocation
 # could have, and so does the visibility of its message.
 TUNING: Final = Tuning(
-    timeout_seconds={"email": 26, "reward": 30, "position": 40, "unroutable": 15},
+    timeout_seconds={"email": 26, "reward": 30, "position": 40, "unroutable": 10},
     concurrency={"email": 4, "reward": 3, "position": 3, "unroutable": 2},
     members=2,
     # More batches to be killed in, and a batch that a killer was in is handed on well within the shortest time-out.
     max_batch_size=100,
     relay_interval=timedelta(seconds=10),
+    handler=lambda function: Path(__file__).with_name("handler.py"),
 )
 FUNCTION_SETTINGS: Final = {"MISSING_ROW_PATIENCE": "40s", "RETRY_FIRST_DELAY": "1s"}
 _PARKED: Final = """
@@ -103,6 +107,7 @@ class _Run:
         self._directory = directory.absolute()
         self._console = console
         self._began = time.monotonic()
+        self._killed: list[KilledBy] = []
 
     def run(self) -> Verdict:
         plan = make_plan(events=self._events, seed=self._seed, started_at=datetime.now(UTC))
@@ -119,6 +124,7 @@ class _Run:
                     "WEBHOOK_TEST_CA_FILE": str(receiver.ca_file),
                 },
                 progress=self._say,
+                on_log_line=self._on_log_line,
                 tuning=TUNING,
             )
             with system:
@@ -137,10 +143,16 @@ class _Run:
                     receiver,
                     breaker,
                     publisher.published,
+                    killed=self._killed,
                     email_processes=TUNING.concurrency["email"],
                 ).look()
         show(self._console, verdict, breaker, seed=self._seed, seconds=time.monotonic() - self._began)
         return verdict
+
+    def _on_log_line(self, _: str, line: str) -> None:
+        if ENDED_BY_A_RECORD in line:
+            entry = json.loads(line)
+            self._killed.append(KilledBy(entry["event_id"], entry["alone"]))
 
     def _settle(self, system: LocalSystem, services: Services) -> None:
         """Wait until nothing is under way and nothing parked, which a late answer of an endpoint may still cause."""

@@ -22,6 +22,8 @@ from local.chaos.receiver import ChaosReceiver
 from local.system import LocalSystem
 
 Row = dict[str, Any]
+SOLO_STARTS: Final = 3
+"""Starts alone after which a record that ends its process is a dead letter."""
 NEIGHBORHOOD: Final = 50
 """Offsets on either side of a bad record in its partition: about what shares a batch with it."""
 
@@ -33,6 +35,14 @@ class DeadLetter:
     coordinates: tuple[int, int]
     event_id: str | None
     at: datetime
+
+
+@dataclass(frozen=True)
+class KilledBy:
+    """A process that a record has ended."""
+
+    event_id: str
+    alone: bool
 
 
 @dataclass
@@ -66,6 +76,7 @@ class Judge:
         breaker: Breaker,
         published: Sequence[Published],
         *,
+        killed: Sequence[KilledBy],
         email_processes: int,
     ) -> None:
         self._plan = plan
@@ -73,6 +84,7 @@ class Judge:
         self._receiver = receiver
         self._breaker = breaker
         self._published = published
+        self._killed = killed
         self._email_processes = email_processes
         self._verdict = Verdict()
         self._done_at: dict[str, datetime] = {}
@@ -94,6 +106,7 @@ class Judge:
         self._dead = self._read_dead_letters()
         self._by_event = {row["event_id"]: row for row in self._messages}
         self._check_events()
+        self._check_killers()
         self._check_follow_ups()
         self._check_mails()
         self._check_once()
@@ -187,6 +200,20 @@ class Judge:
                 self._verdict.wrong.append(
                     f"nobody asked for a dead letter of {letter.job_type}: {letter.reason}"
                 )
+
+    def _check_killers(self) -> None:
+        """That each is a dead letter is checked with the others."""
+        self._verdict.counts["killers"] = sum(event.kind == "killer" for event in self._plan.events.values())
+        self._verdict.counts["killed together"] = sum(not killed.alone for killed in self._killed)
+        alone = Counter(killed.event_id for killed in self._killed if killed.alone)
+        self._verdict.counts["killed alone"] = alone.total()
+        # A batch that was handed on twice has two messages of each record; the second begins once the first is dead.
+        dead = Counter(letter.event_id for letter in self._dead)
+        self._verdict.wrong += [
+            f"killer {event_id} was started {starts} times alone, for {dead[event_id]} dead letters"
+            for event_id, starts in alone.items()
+            if starts > SOLO_STARTS * dead[event_id]
+        ]
 
     def _check_follow_ups(self) -> None:
         for row in self._outbox:
@@ -325,7 +352,7 @@ class Judge:
         self._verdict.counts["records"] = len(self._published)
         bad = defaultdict(set)
         for item in self._published:
-            if item.planned.kind == "poison":
+            if item.planned.kind in ("poison", "killer"):
                 bad[item.partition].add(item.offset)
         prompt = [
             item for item in first.values() if item.planned.is_prompt and item.planned.name in self._done_at

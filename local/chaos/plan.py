@@ -139,6 +139,15 @@ _METHODS: Final[dict[Method, float]] = {
     "gone": 3,
     "hanging": 1,
 }
+_MANNERS: Final = ("crash", "hang", "memory")
+# A type that passes the filter of each function, and that only unroutable owns.
+_KILLER_TYPES: Final = {
+    "email": "job.email.verification",
+    "reward": "job.reward.deliver",
+    "position": "job.position.recalculate",
+    "unroutable": "job.chaos.killer",
+}
+EVENTS_FOR_ALL_KILLERS: Final = 5_000
 _ZONES: Final = ("UTC", "Asia/Kolkata", "America/St_Johns", "Europe/Berlin")
 
 
@@ -170,6 +179,11 @@ class _Planner:
             planned = self._event(number)
             events[planned.name] = planned
             self._publish(planned, number)
+        for killer in self._killers():
+            events[killer.name] = killer
+            # Early, because a hang takes its function's time-out again and again.
+            step = self._random.randrange(4, 4 + len(self._steps) // 4)
+            self._steps[step].records.append(killer)
         for person in self._people:
             if person.referred_by is not None and self._random.random() < 0.6:
                 # Not in the last steps, which ask for the positions once more.
@@ -358,6 +372,19 @@ class _Planner:
             )
         )
         return Planned(f"poison-{number}", "poison", value, None, "dead", about=owner, reason=reason)
+
+    def _killers(self) -> list[Planned]:
+        """One for each function and manner; in a short run, two for the function with the shortest time-out."""
+        chosen = [(function, manner) for function in _KILLER_TYPES for manner in _MANNERS]
+        if self._count < EVENTS_FOR_ALL_KILLERS:
+            chosen = [("unroutable", "crash"), ("unroutable", "hang")]
+        killers = []
+        for function, manner in chosen:
+            id_ = str(self._uuid())
+            chaos = {"function": function, "manner": manner}
+            value = json.dumps({"id": id_, "type": _KILLER_TYPES[function], "chaos": chaos}).encode()
+            killers.append(Planned(id_, "killer", value, None, "dead", about=function, reason="three times"))
+        return killers
 
     def _planned(
         self,

@@ -39,6 +39,11 @@ def show(console: Console, verdict: Verdict, breaker: Breaker, *, seed: int, sec
         f"{counts['webhooks again']} again, with the same webhook-id",
     )
     table.add_row("dead letters", str(counts["dead letters"]), f"{counts['dead letters again']} repeated")
+    table.add_row(
+        "killers",
+        str(counts["killers"]),
+        f"ended {counts['killed together']} processes with neighbors, {counts['killed alone']} alone",
+    )
     table.add_row("positions", str(counts["positions"]), "recomputed")
     table.add_section()
     for kind, title in TITLES.items():
