@@ -120,7 +120,8 @@ class SqsMapping(Service):
         """
         if self._broken is not None:
             raise MappingBroken(f"mapping {self.queue_name}: {self._broken}") from self._broken
-        return self.depth() == QueueDepth(0, 0, 0)
+        # The counts are taken one after another, and a message that becomes visible in between is in none of them.
+        return all(self.depth() == QueueDepth(0, 0, 0) for _ in range(2))
 
     # The mapping's own threads, from here on.
 
