@@ -436,9 +436,10 @@ class LocalSystem:
             "aws_endpoint_url": self.aws_endpoint_url,
             "topic": self.settings.kafka_job_topic,
         }
-        (self.directory / "endpoints.json").write_text(
-            json.dumps(endpoints, indent=2) + "\n", encoding="utf-8"
-        )
+        # Whoever waits for the file to be there finds it whole.
+        draft = self.directory / "endpoints.json.new"
+        draft.write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
+        draft.replace(self.directory / "endpoints.json")
         variables = {
             "KAFKA_BROKERS": self.kafka_brokers,
             "KAFKA_JOB_TOPIC": self.settings.kafka_job_topic,

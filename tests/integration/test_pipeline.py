@@ -19,6 +19,7 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from campaign_jobs import events
 from campaign_jobs.catalog import (
     EMAIL,
     EVENT_JOB_TYPES,
@@ -670,6 +671,27 @@ def test_an_unexpected_error_is_narrowed_down_to_its_event(
     assert counts == {"processed": 8, "retried": 1}
     (body,) = queues.take("RETRY_QUEUE_URL_EMAIL")
     assert (body["offset"], body["reason"], body["attempts"]) == (45, "unexpected ZeroDivisionError", 1)
+
+
+def test_a_record_that_cannot_even_be_read_as_foreseen_leaves_its_neighbors_alone(
+    pipeline: Pipeline, queues: RecordingQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = events.parse
+
+    def breaks_on_five(decoded: dict[str, Any], **arguments: Any) -> Any:
+        if decoded["id"] == "5":
+            raise ZeroDivisionError
+        return parse(decoded, **arguments)
+
+    monkeypatch.setattr(events, "parse", breaks_on_five)
+    batch = from_kafka(*(value_of(event(event_id=str(number))) for number in range(9)))
+    assert pipeline.handle(batch, Context()) == {"processed": 8, "retried": 1}
+    (body,) = queues.take("RETRY_QUEUE_URL_EMAIL")
+    assert (body["offset"], body["reason"], body["attempts"]) == (45, "unexpected ZeroDivisionError", 1)
+    worn_out = {**body, "attempts": EMAIL.max_attempts - 1}
+    assert pipeline.handle(from_sqs(worn_out), Context()) == {"dead_lettered": 1}
+    (dead,) = queues.take("DEAD_LETTER_QUEUE_URL_EMAIL")
+    assert dead["dead_letter"]["reason"].startswith("unexpected ZeroDivisionError (gave up after")
 
 
 def test_an_unexpected_error_in_giving_up_neither_loses_nor_stops_anything(

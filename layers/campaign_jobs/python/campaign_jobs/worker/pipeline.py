@@ -136,7 +136,7 @@ class Pipeline:
         known: dict[str, _Known] = {}
         settlements: list[Settlement] = []
         for received in batch_received:
-            item = self._classify(received, lane, now)
+            item = self._classify_whatever_it_is(received, lane, now)
             if item is None:
                 counts["ignored"] += 1
             elif isinstance(item, Settlement):
@@ -161,6 +161,19 @@ class Pipeline:
         settlements += [self._settlement(item, outcome) for item, outcome in zip(batch, final, strict=True)]
         counts.update(self._settler.settle(settlements, now=datetime.now(UTC)))
         return counts
+
+    def _classify_whatever_it_is(
+        self, received: Received, lane: Lane, now: datetime
+    ) -> _Known | Settlement | None:
+        try:
+            return self._classify(received, lane, now)
+        except Exception as error:  # noqa: BLE001  It is logged.
+            # A value that breaks our reading of it must not block the partition; it spends its attempts.
+            log_unexpected(
+                self._logger, "unexpected error in reading", error, event_id=str(received.coordinates)
+            )
+            outcome = spent(Retry(f"unexpected {type(error).__name__}"), received, self._job_type)
+            return Settlement(received, outcome, self._settings.retry_queue_url(lane))
 
     def _classify(self, received: Received, lane: Lane, now: datetime) -> _Known | Settlement | None:
         """A valid event of ours, a settlement at once, or None for what somebody else owns."""
