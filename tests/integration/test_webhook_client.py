@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from campaign_jobs.reward.webhooks import guard
 from campaign_jobs.reward.webhooks.client import MAX_RESPONSE_BYTES, HttpsWebhookClient
 from local.certificates import Certificates, make_certificates
 from tests.integration.webhook_receiver import HOST, NAMES, Receiver, receiving, status
+from tests.ssrf.corpus import entries, named
 
 BODY = b'{"type":"reward.earned"}'
 
@@ -66,12 +68,14 @@ def test_a_post_arrives_as_it_was_sent(client: HttpsWebhookClient, receiver: Rec
     assert request.headers["webhook-id"] == "user_reward_1"
 
 
-@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("entry", entries("redirect"), ids=named)
 def test_a_redirect_is_an_answer_and_is_not_followed(
-    client: HttpsWebhookClient, receiver: Receiver, code: int
+    client: HttpsWebhookClient, receiver: Receiver, entry: dict[str, Any]
 ) -> None:
-    receiver.answer(status(code, Location=receiver.url(path="/elsewhere")))
-    assert client.post(receiver.url(), BODY, {}).status == code
+    # To the receiver itself, too, where a request that is sent would be seen.
+    location = entry["location"].replace("{receiver}", receiver.url(path=""))
+    receiver.answer(status(entry["status"], Location=location))
+    assert client.post(receiver.url(), BODY, {}).status == entry["status"]
     assert [request.path for request in receiver.requests] == ["/rewards?token=t0ken"]
 
 
