@@ -30,6 +30,7 @@ class EmailIdentity(Construct):
             )
 
     def grant_send(self, grantee: iam.IGrantable) -> None:
+        """Let it send from our domain, and ask how fast the account may."""
         iam.Grant.add_to_principal(
             grantee=grantee,
             actions=["ses:SendEmail"],
@@ -38,3 +39,5 @@ class EmailIdentity(Construct):
                 f"{self._prefix}:configuration-set/{self.configuration_set.configuration_set_name}",
             ],
         )
+        # The account's rate belongs to no resource, so this action knows none.
+        iam.Grant.add_to_principal(grantee=grantee, actions=["ses:GetAccount"], resource_arns=["*"])

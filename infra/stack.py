@@ -93,6 +93,7 @@ class CampaignJobsStack(Stack):
         environment = self.environment_settings
         variables = {
             "DEFAULT_SENDER": environment.default_sender,
+            "SES_RATE_SHARE": str(environment.ses_rate_share),
             "SES_CONFIGURATION_SET": self.email_identity.configuration_set.configuration_set_name,
         }
         if environment.public_base_url is not None:

@@ -24,6 +24,7 @@ pipeline = Pipeline(
         pool_size=settings.kafka_worker_pool_size,
         default_sender=settings.default_sender,
         default_base_url=settings.default_public_base_url,
+        rate_share=settings.ses_rate_share,
         missing_row_patience=settings.missing_row_patience,
     ),
     settings,

@@ -14,11 +14,13 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
 
+from local.aws.account import Account, AccountError, AccountSettings, read_settings, write_seconds
 from local.aws.feedback import FeedbackError, SesFeedback, read_feedback_settings
 from local.aws.mails import MailDirectory
 from local.aws.queues import OneAtATime
 from local.aws.script import Answer, Script, ScriptError, ScriptLine, read_script
 from local.aws.wsgi import (
+    ACCOUNT_PATH,
     FEEDBACK_PATH,
     READY_PATH,
     SCRIPT_PATH,
@@ -30,6 +32,7 @@ from local.aws.wsgi import (
 from local.processes import HOST
 
 _SEND_EMAIL_PATH: Final = "/v2/email/outbound-emails"
+_GET_ACCOUNT_PATH: Final = "/v2/email/account"
 
 # Status and error type of each refusal. Source: the SES API v2 reference, SendEmail, Errors.
 _REFUSALS: Final = {
@@ -42,15 +45,22 @@ _REFUSALS: Final = {
 class SendEmail:
     """WSGI middleware around moto: follows the script before SES is asked, and keeps each mail that SES accepts.
 
-    What SES then reports of the mail goes to the feedback.
+    It also plays the account, of which moto knows nothing. What SES then reports of the mail goes to the feedback.
     """
 
     def __init__(
-        self, application: Application, mails: MailDirectory, script: Script, feedback: SesFeedback
+        self,
+        application: Application,
+        mails: MailDirectory,
+        script: Script,
+        *,
+        account: Account,
+        feedback: SesFeedback,
     ) -> None:
         self._application = application
         self._mails = mails
         self._script = script
+        self._account = account
         self._feedback = feedback
         self.closing = threading.Event()
 
@@ -62,6 +72,10 @@ class SendEmail:
             return self._replace_script(environ, start_response)
         if path == FEEDBACK_PATH:
             return self._configure_feedback(environ, start_response)
+        if path == ACCOUNT_PATH:
+            return self._show_or_replace_account(environ, start_response)
+        if path == _GET_ACCOUNT_PATH and environ["REQUEST_METHOD"] == "GET":
+            return _answer(start_response, "200 OK", self._account.answer_get_account())
         if path == _SEND_EMAIL_PATH and environ["REQUEST_METHOD"] == "POST":
             return self._send(environ, start_response)
         return self._application(environ, start_response)
@@ -71,13 +85,16 @@ class SendEmail:
         request = json.loads(body)
         recipients = [to for addresses in request.get("Destination", {}).values() for to in addresses]
         line = self._script.next_line(recipients)
-        if line is not None and line.answer in _REFUSALS:
-            status, error, message = _REFUSALS[line.answer]
+        refusal = line.answer if line is not None and line.answer in _REFUSALS else self._accounts_refusal()
+        if refusal is not None:
+            status, error, message = _REFUSALS[refusal]
             return _answer(start_response, status, {"message": message}, [("x-amzn-ErrorType", error)])
         answer, status, headers = run_wsgi_app(
             self._application, {**environ, "wsgi.input": io.BytesIO(body)}, buffered=True
         )
         content = b"".join(answer)
+        if status.startswith("200"):
+            self._account.count_accepted()
         if status.startswith("200") and "Simple" in request["Content"]:
             message_id = json.loads(content)["MessageId"]
             self._mails.add(request, message_id)
@@ -86,6 +103,20 @@ class SendEmail:
             self.closing.wait(line.seconds)
         start_response(status, headers.to_wsgi_list())
         return [content]
+
+    def _accounts_refusal(self) -> Answer | None:
+        if not self._account.settings.sending_enabled:
+            return Answer.PAUSED
+        return None if self._account.may_send() else Answer.THROTTLE
+
+    def _show_or_replace_account(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] == "GET":
+            return _answer(start_response, "200 OK", write_seconds(self._account.seconds()))
+        try:
+            self._account.replace(read_settings(read_body(environ).decode()))
+        except AccountError as error:
+            return _answer(start_response, "400 BAD REQUEST", {"message": str(error)})
+        return _answer(start_response, "200 OK", {})
 
     def _replace_script(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         try:
@@ -108,12 +139,18 @@ class _QuietRequestHandler(MotoRequestHandler):
         """A line for each of a hundred thousand mails helps nobody; errors are still logged."""
 
 
-def serve(port: int, mail_directory: Path, script: Sequence[ScriptLine]) -> None:
+def serve(port: int, mail_directory: Path, script: Sequence[ScriptLine], account: AccountSettings) -> None:
     """Serve on 127.0.0.1 until SIGTERM or SIGINT, then bring the index of mails up to date."""
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     mails = MailDirectory(mail_directory)
     moto = DomainDispatcherApplication(create_backend_app)
-    application = SendEmail(OneAtATime(moto), mails, Script(script), SesFeedback(f"http://{HOST}:{port}"))
+    application = SendEmail(
+        OneAtATime(moto),
+        mails,
+        Script(script),
+        account=Account(account),
+        feedback=SesFeedback(f"http://{HOST}:{port}"),
+    )
     server = make_server(HOST, port, application, threaded=True, request_handler=_QuietRequestHandler)
     # A client that keeps its connection open must not keep us from leaving.
     server.daemon_threads = True  # type: ignore[attr-defined]
@@ -140,10 +177,10 @@ def serve(port: int, mail_directory: Path, script: Sequence[ScriptLine]) -> None
 def _answer(
     start_response: StartResponse,
     status: str,
-    content: dict[str, Any],
+    content: dict[str, Any] | str,
     headers: Sequence[tuple[str, str]] = (),
 ) -> Iterable[bytes]:
-    body = json.dumps(content).encode()
+    body = (content if isinstance(content, str) else json.dumps(content)).encode()
     start_response(
         status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
     )

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from local.aws.account import AccountError, AccountSettings, Second, read_seconds, write_settings
 from local.aws.feedback import FeedbackError, FeedbackSettings
 from local.aws.script import ScriptError, ScriptLine, write_script
-from local.aws.wsgi import FEEDBACK_PATH, READY_PATH, SCRIPT_PATH
+from local.aws.wsgi import ACCOUNT_PATH, FEEDBACK_PATH, READY_PATH, SCRIPT_PATH
 from local.processes import HOST, ChildProcess, Service, StartError, pick_port
 
 _START_SECONDS: Final = 60
@@ -34,12 +35,14 @@ class AwsStandIn(Service):
         preferred_port: int | None = None,
         log_file: Path | None = None,
         script: Sequence[ScriptLine] = (),
+        account: AccountSettings | None = None,
     ) -> None:
         """`log_file` is aws.log beside the mail directory unless given."""
         self.mail_directory = mail_directory.absolute()
         self.log_file = log_file or self.mail_directory.parent / "aws.log"
         self._preferred_port = preferred_port
         self._script = list(script)
+        self._account = account
         self._port: int | None = None
         self._process: ChildProcess | None = None
 
@@ -70,6 +73,8 @@ class AwsStandIn(Service):
         self._process.wait_until(self._answers, timeout_seconds=_START_SECONDS)
         if self._script:
             self.play(self._script)
+        if self._account is not None:
+            self.set_account(self._account)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -97,6 +102,18 @@ class AwsStandIn(Service):
         """Events of SES that are not in their queue yet."""
         with _direct.open(self.endpoint_url + FEEDBACK_PATH, timeout=10) as answer:
             return int(json.load(answer)["pending"])
+
+    def set_account(self, account: AccountSettings) -> None:
+        """Replace how fast the account may send, and whether it may at all. Raises AccountError."""
+        try:
+            self._put(ACCOUNT_PATH, write_settings(account))
+        except urllib.error.HTTPError as error:
+            raise AccountError(error.read().decode()) from error
+
+    def seconds(self) -> list[Second]:
+        """How many mails SES accepted and throttled, for each second in which it did, since the start."""
+        with _direct.open(self.endpoint_url + ACCOUNT_PATH, timeout=10) as answer:
+            return read_seconds(answer.read().decode())
 
     def _put(self, path: str, body: str) -> None:
         request = urllib.request.Request(  # noqa: S310  The address is our own.

@@ -6,6 +6,7 @@ from typing import Any, Final
 READY_PATH: Final = "/campaign-jobs/ready"
 SCRIPT_PATH: Final = "/campaign-jobs/ses-script"
 FEEDBACK_PATH: Final = "/campaign-jobs/ses-feedback"
+ACCOUNT_PATH: Final = "/campaign-jobs/ses-account"
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
-from local.aws import AwsStandIn, prepare
+from local.aws import AccountSettings, AwsStandIn, prepare
 
 SENDER_DOMAIN = "mail.example.com"
 
@@ -27,3 +27,4 @@ def aws(_stand_in: AwsStandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsS
     prepare(boto3.client("sesv2"), boto3.client("sqs"), [SENDER_DOMAIN], [])
     yield _stand_in
     _stand_in.play([])
+    _stand_in.set_account(AccountSettings())

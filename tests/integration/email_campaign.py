@@ -32,6 +32,7 @@ class RecordingSender:
     """Accepts every mail, or does what `answer` says."""
 
     answer: Callable[[Mail], SendResult | None] = lambda mail: None
+    rate: float = 1_000_000
     accepted: list[Mail] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
@@ -51,6 +52,9 @@ class RecordingSender:
         with self._lock:
             self.accepted.append(mail)
         return Accepted(f"message-{uuid.uuid4()}")
+
+    def max_send_rate(self) -> float:
+        return self.rate
 
     @property
     def sent(self) -> Counter[tuple[str, str]]:

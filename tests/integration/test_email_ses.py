@@ -1,18 +1,14 @@
 """The email job through boto3 and HTTP to what stands in for SES: what each of its answers means."""
 
-import base64
-import json
 import socket
 import threading
 from collections import Counter
-from datetime import timedelta
 from typing import Any
 
 import boto3
 import pytest
 from botocore.stub import Stubber
 
-from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import ses as ses_module
 from campaign_jobs.email.job import EmailJob
@@ -20,9 +16,7 @@ from campaign_jobs.email.rendering import RenderedEmail
 from campaign_jobs.email.ses import Accepted, Failed, Mail, Refused, SesSender, Throttled, Unknown
 from campaign_jobs.email.tags import message_tag
 from campaign_jobs.errors import SendingStopped
-from campaign_jobs.settings import EmailSettings
-from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry
-from campaign_jobs.worker.pipeline import Pipeline
+from campaign_jobs.worker.outcomes import Done, Outcome, Rejected, Retry
 from local.aws import Answer, AwsStandIn, ScriptLine
 from local.aws.mails import Mail as KeptMail
 from local.aws.mails import read_mails
@@ -98,11 +92,8 @@ def test_the_answers_of_ses_side_by_side(job: EmailJob, campaign: MailCampaign, 
         [script(campaign, users[3], Answer.THROTTLE, times=1), script(campaign, users[7], Answer.REJECT)]
     )
     outcomes = process(job, *deliveries)
-    assert isinstance(outcomes[3], Later)
-    assert outcomes[3].after <= timedelta(seconds=3)
     assert outcomes[7] == Rejected("SES refused the mail: MessageRejected")
-    assert outcomes.count(Done()) == 10
-    assert process(job, deliveries[3]) == [Done()]
+    assert outcomes.count(Done()) == 11
     # The SDK has sent nothing a second time of its own.
     assert Counter(mail.to[0] for mail in kept(aws, campaign)) == {
         campaign.address(user): 1 for user in users if user != users[7]
@@ -157,39 +148,6 @@ def test_a_sender_address_that_ses_cannot_take_is_that_campaigns_trouble(
     campaign.set(from_email="hello@unknown.example.org")
     assert process(job, wrong) == [Rejected("SES refused the mail: MessageRejected")]
     assert len(kept(aws, other)) == 1
-
-
-def test_a_throttled_mail_leaves_the_partition_and_goes_out_from_the_retry_queue(
-    job: EmailJob, database: Database, campaign: MailCampaign, aws: AwsStandIn
-) -> None:
-    sqs = boto3.client("sqs")
-    urls = {
-        name: sqs.create_queue(QueueName=f"{name.lower()}-{campaign.id}")["QueueUrl"]
-        for name in ("RETRY_QUEUE_URL_EMAIL", "RETRY_QUEUE_URL_EMAIL_BULK", "DEAD_LETTER_QUEUE_URL_EMAIL")
-    }
-    environ = {**urls, "DATABASE_URL": "postgresql://db/jobs", "DEFAULT_SENDER": DEFAULT_SENDER}
-    pipeline = Pipeline(EMAIL, job, EmailSettings.load(environ), database)
-    user = campaign.add_user()
-    aws.play([script(campaign, user, Answer.THROTTLE, times=1)])
-    events = [campaign.event("verification", user), campaign.event("verification", campaign.add_user())]
-    records = [
-        {
-            "topic": "job-events",
-            "partition": 0,
-            "offset": offset,
-            "timestamp": 1_735_732_800_000,
-            "value": base64.b64encode(json.dumps(event).encode()).decode(),
-        }
-        for offset, event in enumerate(events)
-    ]
-    assert pipeline.handle({"records": {"job-events-0": records}}, Context()) == {
-        "processed": 1,
-        "postponed": 1,
-    }
-    received = sqs.receive_message(QueueUrl=urls["RETRY_QUEUE_URL_EMAIL"], WaitTimeSeconds=10)
-    (message,) = received["Messages"]
-    assert pipeline.handle({"Records": [{"body": message["Body"]}]}, Context()) == {"processed": 1}
-    assert len(kept(aws, campaign)) == 2
 
 
 # The answers that the stand-in does not give.

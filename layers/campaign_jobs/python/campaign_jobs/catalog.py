@@ -26,6 +26,8 @@ class Lane:
     """The event types its filter passes; empty means no filter at all."""
     batch_size: int
     batching_window_seconds: int
+    bulk: bool = False
+    """It leaves a reserve of the send rate to the other lanes."""
 
     @property
     def retry_queue_setting(self) -> str:
@@ -112,6 +114,7 @@ EMAIL: Final = EventJobType(
             event_types=("job.email.position_update", "job.email.milestone"),
             batch_size=500,
             batching_window_seconds=1,
+            bulk=True,
         ),
     ),
     timeout_seconds=120,

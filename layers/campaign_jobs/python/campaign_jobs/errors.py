@@ -51,6 +51,14 @@ class UnknownLane(BatchStopped):
     """An invocation does not say for which of its function's lanes it is; it must be by a lane's alias."""
 
 
+class RateExhausted(SendingStopped):
+    """The account's send rate leaves no room for the rest of the batch before the invocation's deadline."""
+
+
+class RateUnknown(CampaignJobsError):
+    """SES did not tell the account's send rate."""
+
+
 class TemplateError(CampaignJobsError):
     """An email template cannot be rendered; the message names the template, the line and the cause."""
 

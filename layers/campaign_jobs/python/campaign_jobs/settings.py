@@ -108,6 +108,13 @@ def pool_size(value: str) -> int:
     return int(value)
 
 
+def share(value: str) -> float:
+    """a number above 0, at most 1"""
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+", value) or not 0 < float(value) <= 1:
+        raise ValueError(f"allowed is {_expected(share)}")
+    return float(value)
+
+
 def duration(value: str) -> timedelta:
     """a positive Go duration such as 1h, 15m or 90s"""
     # Only a duration needs this library, and only some functions have one.
@@ -245,6 +252,8 @@ class EmailSettings(DatabaseSettings, EventJobSettings):
     # Used where a campaign names no public_base_url of its own; links in mails begin with it.
     default_public_base_url: str | None = setting(http_url, None)
     ses_configuration_set: str | None = setting(text, None)
+    # The part of the account's sending rate that all functions of this environment together may use.
+    ses_rate_share: float = setting(share, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The email job: load, decide, render, claim, send side by side, record a pool-full at a time."""
 
-import random
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Final
 
-from campaign_jobs.catalog import EMAIL, MAX_VALUE_BYTES
+from campaign_jobs.catalog import EMAIL, LANE_BY_EVENT_TYPE, MAX_VALUE_BYTES
 from campaign_jobs.database.batches import Refusal, in_batch, repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
@@ -28,6 +28,7 @@ from campaign_jobs.email.decisions import (
     once_key,
 )
 from campaign_jobs.email.proof import accept_proven
+from campaign_jobs.email.rate import SendRate
 from campaign_jobs.email.ses import (
     CONNECT_SECONDS,
     READ_SECONDS,
@@ -40,7 +41,7 @@ from campaign_jobs.email.ses import (
     Throttled,
     Unknown,
 )
-from campaign_jobs.errors import BatchStopped, TemplateError
+from campaign_jobs.errors import BatchStopped, RateExhausted, TemplateError
 from campaign_jobs.events import EmailEvent, as_value
 from campaign_jobs.observability import log_unexpected, logger_of
 from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
@@ -54,7 +55,9 @@ LONGEST_CLAIM: Final = timedelta(seconds=EMAIL.timeout_seconds) + CLAIM_MARGIN
 POOLFUL_SECONDS: Final = CONNECT_SECONDS + READ_SECONDS + 5
 """The longest that sending and recording one pool-full may take; with less left, nothing more is started."""
 CLAIMED_ELSEWHERE_WAIT: Final = timedelta(seconds=5)
-THROTTLED_WAIT: Final = timedelta(seconds=2)
+FIRST_PAUSE_SECONDS: Final = 1.0
+LAST_PAUSE_SECONDS: Final = 16.0
+"""How long nobody sends after a throttle; twice as long each time that throttles go on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class _Ready:
     @property
     def event_id(self) -> str:
         return self.loaded.event.id
+
+    @property
+    def bulk(self) -> bool:
+        return LANE_BY_EVENT_TYPE[self.loaded.event.type].bulk
 
 
 @dataclass(frozen=True)
@@ -90,10 +97,12 @@ class EmailJob:
         pool_size: int,
         default_sender: str,
         default_base_url: str | None = None,
+        rate_share: float = 1.0,
         missing_row_patience: timedelta = timedelta(minutes=10),
     ) -> None:
         self._database = database
         self._sender = sender
+        self._rate = SendRate(database, sender, share=rate_share)
         self._pool_size = pool_size
         self._default_sender = default_sender
         self._default_base_url = default_base_url
@@ -109,8 +118,9 @@ class EmailJob:
     def process(self, deliveries: Sequence[Delivery[EmailEvent]], deadline: Deadline) -> Sequence[Outcome]:
         """Send what may be sent and write down what became of each event.
 
-        Raises SendingStopped or DatabaseUnavailable when nothing can go on; what has been sent by then is recorded
-        where that is still possible, and every claim that was not used is released.
+        Raises SendingStopped or DatabaseUnavailable when nothing can go on, and RateExhausted when the send rate leaves
+        no room for the rest; what has been sent by then is recorded where that is still possible, and every claim that
+        was not used is released.
         """
         with self._database.within(deadline):
             return self._process(deliveries, deadline)
@@ -221,15 +231,23 @@ class EmailJob:
     def _send_all(self, ready: Sequence[_Ready], deadline: Deadline) -> dict[str, Outcome]:
         if not ready:
             return {}
+        self._rate.look_up()
         claim_token = uuid.uuid4()
         claim_for = timedelta(seconds=deadline.remaining_seconds()) + CLAIM_MARGIN
         claimed_ids, outcomes = self._claim(ready, claim_token, claim_for)
-        waiting = [item for item in ready if item.event_id in claimed_ids]
+        waiting = sorted((item for item in ready if item.event_id in claimed_ids), key=lambda item: item.bulk)
+        pause = FIRST_PAUSE_SECONDS
+        rate_is_short = False
         while waiting and deadline.remaining_seconds() > POOLFUL_SECONDS:
-            poolful, waiting = waiting[: self._pool_size], waiting[self._pool_size :]
+            granted, rate_is_short = self._ask_for_tokens(waiting[: self._pool_size], deadline)
+            if not granted:
+                break
+            poolful, waiting = waiting[:granted], waiting[granted:]
             answers = self._send_side_by_side(poolful)
             stopped = next((answer for answer in answers if isinstance(answer, BatchStopped)), None)
             answered = list(zip(poolful, answers, strict=True))
+            throttled = [item for item, answer in answered if isinstance(answer, Throttled)]
+            waiting = throttled + waiting
             if stopped is not None:
                 answered += [(item, stopped) for item in waiting]
             if any(isinstance(answer, (Unknown, _Broke)) for answer in answers):
@@ -237,12 +255,41 @@ class EmailJob:
             refused = self._record(answered, claim_token)
             if stopped is not None:
                 raise stopped
-            outcomes |= {item.event_id: _outcome(answer, claim_for) for item, answer in answered} | refused
+            outcomes |= {
+                item.event_id: _outcome(answer, claim_for)
+                for item, answer in answered
+                if not isinstance(answer, Throttled)
+            } | refused
+            if throttled:
+                rate_is_short = True
+                self._rate.pause(pause)
+                pause = min(pause * 2, LAST_PAUSE_SECONDS)
+            else:
+                pause = FIRST_PAUSE_SECONDS
+        if waiting and rate_is_short:
+            exhausted = RateExhausted("the send rate leaves no room for the rest before the deadline")
+            self._record([(item, exhausted) for item in waiting], claim_token)
+            raise exhausted
         if waiting:
             no_time = Failed("no time was left in this invocation")
             self._record([(item, no_time) for item in waiting], claim_token)
             outcomes |= {item.event_id: Later(no_time.reason, timedelta()) for item in waiting}
         return outcomes
+
+    def _ask_for_tokens(self, poolful: Sequence[_Ready], deadline: Deadline) -> tuple[int, bool]:
+        """How many of the first mails may go now, all of one kind of lane, and whether the rate is what limits them.
+
+        Where there are no tokens, it waits for the first; none at all means that the deadline is too near for that.
+        """
+        bulk = poolful[0].bulk
+        wanted = sum(item.bulk == bulk for item in poolful)
+        waited = False
+        while (grant := self._rate.take(wanted, bulk=bulk)).tokens == 0:
+            if deadline.remaining_seconds() - grant.wait_seconds <= POOLFUL_SECONDS:
+                return 0, True
+            time.sleep(grant.wait_seconds)
+            waited = True
+        return grant.tokens, waited or grant.tokens < wanted
 
     def _claim(
         self, ready: Sequence[_Ready], claim_token: uuid.UUID, claim_for: timedelta
@@ -284,7 +331,7 @@ class EmailJob:
     ) -> dict[str, Outcome]:
         """Write down what is known, and return the outcomes of what PostgreSQL refused.
 
-        A mail without an answer keeps its claim, and may be sent again after it.
+        A mail without an answer keeps its claim, and may be sent again after it; a throttled one waits under its claim.
         """
         results = [
             result for item, answer in answers if (result := _result(item.event_id, answer)) is not None
@@ -319,10 +366,8 @@ def _result(event_id: str, answer: _Answer) -> store.Result | None:
     match answer:
         case Accepted(message_id):
             return store.Result(event_id, "accepted", ses_message_id=message_id)
-        case Unknown() | _Broke():
+        case Unknown() | _Broke() | Throttled():
             return None
-        case Throttled():
-            return store.Result(event_id, "released", "over the account's rate")
         case Failed(reason) | Refused(reason):
             return store.Result(event_id, "released", reason)
         case BatchStopped():
@@ -335,12 +380,10 @@ def _outcome(answer: _Answer, claim_for: timedelta) -> Outcome:
             return Done()
         case Refused(reason):
             return Rejected(reason)
-        case Throttled():
-            return Later("over the account's rate", THROTTLED_WAIT * random.uniform(0.5, 1.5))
         case Failed(reason):
             return Retry(reason)
         case Unknown(reason) | _Broke(reason):
             # Sent again once the claim has expired, and not for ever: each time may be a mail too many.
             return Retry(reason, claim_for)
-        case BatchStopped():
-            raise AssertionError("a stop ends the batch")
+        case BatchStopped() | Throttled():
+            raise AssertionError("a stop ends the batch, and a throttled mail still waits")

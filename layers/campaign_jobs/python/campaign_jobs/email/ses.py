@@ -7,7 +7,7 @@ from email.utils import formataddr
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from campaign_jobs.email.rendering import RenderedEmail
-from campaign_jobs.errors import SendingStopped
+from campaign_jobs.errors import RateUnknown, SendingStopped
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
@@ -68,6 +68,13 @@ class EmailSender(Protocol):
 
     def send(self, mail: Mail) -> SendResult:
         """Send one mail, once. Raises SendingStopped when the whole account may not send."""
+        ...
+
+    def max_send_rate(self) -> float:
+        """How many mails a second the account may send.
+
+        Raises SendingStopped when it may send none, and RateUnknown when SES does not say.
+        """
         ...
 
 
@@ -178,6 +185,22 @@ class SesSender:
         except BotoCoreError as error:
             # A read timeout, a connection that broke on the way: the mail may be out.
             return Unknown(f"no answer from SES: {type(error).__name__}")
+
+    def max_send_rate(self) -> float:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            account = self._client.get_account()
+        except ClientError as error:
+            raise RateUnknown(f"SES refused GetAccount: {error.response['Error']['Code']}") from error
+        except BotoCoreError as error:
+            raise RateUnknown(f"no answer from SES: {type(error).__name__}") from error
+        if not account.get("SendingEnabled", True) or account.get("EnforcementStatus") == "SHUTDOWN":
+            raise SendingStopped("SES does not send for this account: sending is not enabled")
+        rate = account.get("SendQuota", {}).get("MaxSendRate", 0)
+        if rate <= 0:
+            raise SendingStopped(f"SES does not send for this account: its MaxSendRate is {rate:g}")
+        return rate
 
 
 def _meaning(response: Mapping[str, Any], mail: Mail) -> SendResult:
