@@ -6,6 +6,7 @@ from typing import Any
 from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Database
 from campaign_jobs.email.job import EmailJob
+from campaign_jobs.email.rate import SendRate
 from campaign_jobs.email.ses import SesSender
 from campaign_jobs.settings import EmailSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
@@ -14,17 +15,18 @@ settings = EmailSettings.load()
 database = Database.from_settings(
     settings, application_name="campaign-jobs-email", timeout_seconds=EMAIL.timeout_seconds
 )
+sender = SesSender(
+    pool_size=settings.kafka_worker_pool_size, configuration_set=settings.ses_configuration_set
+)
 pipeline = Pipeline(
     EMAIL,
     EmailJob(
         database,
-        SesSender(
-            pool_size=settings.kafka_worker_pool_size, configuration_set=settings.ses_configuration_set
-        ),
+        sender,
+        rate=SendRate(database, sender, share=settings.ses_rate_share),
         pool_size=settings.kafka_worker_pool_size,
         default_sender=settings.default_sender,
         default_base_url=settings.default_public_base_url,
-        rate_share=settings.ses_rate_share,
         missing_row_patience=settings.missing_row_patience,
     ),
     settings,

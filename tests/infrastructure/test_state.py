@@ -89,6 +89,7 @@ def test_mail_leaves_over_tls_through_the_environment_s_configuration_set(synthe
     variables = email["Properties"]["Environment"]["Variables"]
     assert variables["SES_CONFIGURATION_SET"] == {"Ref": logical_id}
     assert variables["DEFAULT_SENDER"] == synthesis.environment.default_sender
+    assert float(variables["SES_RATE_SHARE"]) == synthesis.environment.ses_rate_share
 
 
 def test_logs_end_after_what_the_environment_allows(synthesis: Synthesis) -> None:

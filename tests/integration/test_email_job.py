@@ -16,7 +16,7 @@ from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
 from campaign_jobs.email.job import POOLFUL_SECONDS, EmailJob
 from campaign_jobs.email.ses import Failed, Mail, Refused, SendResult, Throttled, Unknown
-from campaign_jobs.errors import DatabaseUnavailable, RateExhausted, SendingStopped
+from campaign_jobs.errors import DatabaseUnavailable, RateExhausted, RateUnknown, SendingStopped
 from campaign_jobs.events import EVENT_ADAPTER, EmailEvent, as_value
 from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
@@ -651,6 +651,54 @@ def test_a_sender_that_breaks_costs_its_neighbors_nothing(
     assert campaign.statuses() == {"accepted": 11, "claimed": 1}
 
 
+# The account's rate.
+
+
+def test_what_the_rate_leaves_no_room_for_fails_the_batch_and_spends_nothing(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    sender.rate = 4
+    deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(30)]
+    with pytest.raises(RateExhausted):
+        process(job, *deliveries, seconds=POOLFUL_SECONDS + 3)
+    sent = len(sender.accepted)
+    assert 1 <= sent < 30
+    assert campaign.statuses() == {"accepted": sent, "released": 30 - sent}
+    campaign.connection.execute("UPDATE campaign_jobs.send_tokens SET rate = 1000000")
+    assert process(job, *deliveries) == [Done()] * 30
+    assert set(sender.sent.values()) == {1}
+
+
+def test_in_a_mixed_batch_bulk_mail_comes_last(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    deliveries = [
+        campaign.asks(type_, campaign.add_user(), **data)
+        for type_, data in (("milestone", {"milestone": 5}), ("verification", {}))
+        for _ in range(12)
+    ]
+    assert process(job, *deliveries) == [Done()] * 24
+    assert [mail.tags["type"] for mail in sender.accepted] == ["verification"] * 12 + ["milestone"] * 12
+
+
+@pytest.mark.parametrize("why", ["paused", "no rate", "never told"])
+def test_an_account_that_may_not_send_claims_nothing(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    def refuse() -> float:
+        raise RateUnknown("SES refused GetAccount") if why == "never told" else SendingStopped(why)
+
+    delivery = campaign.asks("welcome", campaign.add_user())
+    with monkeypatch.context() as patch:
+        patch.setattr(sender, "max_send_rate", refuse)
+        for _ in range(2):
+            with pytest.raises(SendingStopped):
+                process(job, delivery)
+    assert campaign.statuses() == {}
+    # As soon as it may, the next one goes.
+    assert process(job, delivery) == [Done()]
+
+
 # Parked mail.
 
 
@@ -986,8 +1034,8 @@ def test_the_number_of_statements_does_not_grow_with_the_batch(
             outcomes = process(job, *deliveries)
             counts.append(len(statements))
         assert outcomes.count(Done()) == size * 3 / 5
-    # 6 mails went in a pool-full of each lane, 120 in eight and four: a grant and a record for each, and those with rewards
-    # settle them.
+    # 6 mails went in a pool-full of each lane, 120 in eight and four: a grant and a record for each, and a settlement
+    # where there may be rewards.
     assert counts[1] - counts[0] == 7 * 3 + 3 * 2
     assert counts[0] <= 15
 

@@ -15,9 +15,9 @@ from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.rendering import RenderedEmail
 from campaign_jobs.email.ses import Accepted, Failed, Mail, Refused, SesSender, Throttled, Unknown
 from campaign_jobs.email.tags import message_tag
-from campaign_jobs.errors import SendingStopped
+from campaign_jobs.errors import CampaignJobsError, RateUnknown, SendingStopped
 from campaign_jobs.worker.outcomes import Done, Outcome, Rejected, Retry
-from local.aws import Answer, AwsStandIn, ScriptLine
+from local.aws import AccountSettings, Answer, AwsStandIn, ScriptLine
 from local.aws.mails import Mail as KeptMail
 from local.aws.mails import read_mails
 from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign
@@ -112,6 +112,64 @@ def test_a_paused_account_stops_the_batch_and_then_everything_goes_once(
     aws.play([])
     assert process(job, *deliveries) == [Done()] * 12
     assert len(kept(aws, campaign)) == 12
+
+
+def test_an_account_that_may_not_send_is_asked_nothing_more(
+    job: EmailJob, campaign: MailCampaign, aws: AwsStandIn
+) -> None:
+    delivery = campaign.asks("verification", campaign.add_user())
+    for account, reason in (
+        (AccountSettings(sending_enabled=False), "sending is not enabled"),
+        (AccountSettings(max_send_rate=0), "its MaxSendRate is 0"),
+    ):
+        aws.set_account(account)
+        with pytest.raises(SendingStopped, match=reason):
+            process(job, delivery)
+    assert campaign.statuses() == {}
+    aws.set_account(AccountSettings())
+    assert process(job, delivery) == [Done()]
+    assert len(kept(aws, campaign)) == 1
+
+
+def test_mail_above_the_enforced_rate_waits_and_all_of_it_goes(
+    database: Database, campaign: MailCampaign, aws: AwsStandIn
+) -> None:
+    """Somebody else uses the same account, so that SES throttles although we keep to our share."""
+    aws.set_account(AccountSettings(max_send_rate=20, enforce_rate=True))
+    sender = SesSender(pool_size=10, configuration_set=None)
+    job = EmailJob(database, sender, pool_size=10, default_sender=DEFAULT_SENDER)
+    deliveries = [campaign.asks("verification", campaign.add_user()) for _ in range(40)]
+    campaign.connection.execute(
+        "INSERT INTO campaign_jobs.send_tokens (name, rate, looked_up_at) VALUES ('ses', 500, now())"
+    )
+    before = sum(second.throttled for second in aws.seconds())
+    assert process(job, *deliveries) == [Done()] * 40
+    assert sum(second.throttled for second in aws.seconds()) > before
+    assert Counter(mail.to[0] for mail in kept(aws, campaign)) == {
+        campaign.address(delivery.event.data.user_id): 1 for delivery in deliveries
+    }
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    ("account", "error"),
+    [
+        ({"SendingEnabled": True, "EnforcementStatus": "SHUTDOWN"}, SendingStopped),
+        ({"SendingEnabled": True, "EnforcementStatus": "HEALTHY"}, SendingStopped),
+        (None, RateUnknown),
+    ],
+)
+def test_what_get_account_may_answer_else(
+    account: dict[str, Any] | None, error: type[CampaignJobsError]
+) -> None:
+    sender = SesSender(pool_size=1, configuration_set=None)
+    with Stubber(sender._client) as stubber:
+        if account is None:
+            stubber.add_client_error("get_account", "TooManyRequestsException", "…", 429)
+        else:
+            stubber.add_response("get_account", account)
+        with pytest.raises(error):
+            sender.max_send_rate()
 
 
 @pytest.mark.usefixtures("_quickly_impatient")

@@ -15,7 +15,8 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from campaign_jobs.catalog import EVENT_JOB_TYPES, QUEUE_JOB_TYPES
-from local.aws import Answer, AwsStandIn, ScriptError, ScriptLine, prepare
+from local.aws import AccountError, AccountSettings, Answer, AwsStandIn, ScriptError, ScriptLine, prepare
+from local.aws.account import read_settings
 from local.aws.mails import Mail, MailDirectory, read_mails
 from local.aws.queues import OneAtATime
 from local.aws.script import read_script
@@ -144,6 +145,44 @@ def test_an_answer_can_be_lost_after_the_mail_was_accepted(stand_in: AwsStandIn,
         send(client(stand_in, "sesv2", read_timeout=0.5), "late@example.org")
     assert len(mails_to(stand_in, "late@example.org")) == 1
     stand_in.play([])
+
+
+def test_the_account_tells_its_rate_and_whether_it_sends(stand_in: AwsStandIn, ses: "SESV2Client") -> None:
+    assert ses.get_account()["SendQuota"]["MaxSendRate"] == 500
+    stand_in.set_account(AccountSettings(max_send_rate=14, sending_enabled=False))
+    account = ses.get_account()
+    assert (account["SendQuota"]["MaxSendRate"], account["SendingEnabled"]) == (14, False)
+    with pytest.raises(ClientError, match="SendingPausedException"):
+        send(ses, "paused.account@example.org")
+    stand_in.set_account(AccountSettings())
+    send(ses, "paused.account@example.org")
+    assert len(mails_to(stand_in, "paused.account@example.org")) == 1
+
+
+def test_the_rate_is_enforced_when_told_to_and_each_second_counted(
+    stand_in: AwsStandIn, ses: "SESV2Client"
+) -> None:
+    before = stand_in.seconds()
+    # So slow that no token comes back while the test runs.
+    stand_in.set_account(AccountSettings(max_send_rate=0.001, enforce_rate=True))
+    send(ses, "first@rate.example.org")
+    with pytest.raises(ClientError, match="TooManyRequestsException"):
+        send(ses, "second@rate.example.org")
+    stand_in.set_account(AccountSettings(max_send_rate=0.001))
+    send(ses, "third@rate.example.org")
+    after = stand_in.seconds()
+    stand_in.set_account(AccountSettings())
+    assert sum(second.accepted for second in after) - sum(second.accepted for second in before) == 2
+    assert sum(second.throttled for second in after) - sum(second.throttled for second in before) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"rate": 1}', '{"max_send_rate": "1"}', '{"max_send_rate": -1}', '{"sending_enabled": 1}'],
+)
+def test_a_wrong_account_is_refused(text: str) -> None:
+    with pytest.raises(AccountError):
+        read_settings(text)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ class Side:
     def __init__(self, name: str, conninfo: str, observer: Connection, trace: list[Step]) -> None:
         self.name = name
         self.database = SteppedDatabase(conninfo, self.reaches)
+        self.unstepped_database = Database(conninfo)
         self.result: Any = None
         self.error: BaseException | None = None
         self._observer = observer
@@ -259,4 +260,5 @@ class Race:
     def close(self) -> None:
         for side in (self.first, self.second):
             side.database.close()
+            side.unstepped_database.close()
         self._observer.close()

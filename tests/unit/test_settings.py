@@ -40,6 +40,15 @@ def problems(of: type[settings.Settings], environ: dict[str, str]) -> list[str]:
     return caught.value.problems
 
 
+def test_a_share_is_above_0_and_at_most_1() -> None:
+    assert EmailSettings.load(EMAIL).ses_rate_share == 1
+    for text, value in (("0.1", 0.1), ("1", 1.0), (".25", 0.25), ("1.0", 1.0)):
+        assert EmailSettings.load({**EMAIL, "SES_RATE_SHARE": text}).ses_rate_share == value
+    for text in ("0", "0.0", "1.1", "-0.5", "nan", "1e-1", "half", "1."):
+        expected = f"SES_RATE_SHARE={text!r}: allowed is a number above 0, at most 1"
+        assert problems(EmailSettings, {**EMAIL, "SES_RATE_SHARE": text}) == [expected]
+
+
 def test_what_is_given_is_read_and_the_rest_has_the_documented_defaults() -> None:
     loaded = EmailSettings.load(
         {**EMAIL, "KAFKA_WORKER_POOL_SIZE": " 25 ", "DEFAULT_PUBLIC_BASE_URL": "https://x.io/"}

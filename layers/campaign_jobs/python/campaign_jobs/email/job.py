@@ -97,12 +97,12 @@ class EmailJob:
         pool_size: int,
         default_sender: str,
         default_base_url: str | None = None,
-        rate_share: float = 1.0,
+        rate: SendRate | None = None,
         missing_row_patience: timedelta = timedelta(minutes=10),
     ) -> None:
         self._database = database
         self._sender = sender
-        self._rate = SendRate(database, sender, share=rate_share)
+        self._rate = rate or SendRate(database, sender, share=1)
         self._pool_size = pool_size
         self._default_sender = default_sender
         self._default_base_url = default_base_url
