@@ -689,6 +689,9 @@ def test_an_account_that_may_not_send_claims_nothing(
         raise RateUnknown("SES refused GetAccount") if why == "never told" else SendingStopped(why)
 
     delivery = campaign.asks("welcome", campaign.add_user())
+    if why != "never told":
+        # A rate that was learned before does not hide that the account may not send now.
+        campaign.connection.execute("INSERT INTO campaign_jobs.send_tokens (name, rate) VALUES ('ses', 1000)")
     with monkeypatch.context() as patch:
         patch.setattr(sender, "max_send_rate", refuse)
         for _ in range(2):
