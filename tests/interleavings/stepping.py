@@ -118,6 +118,17 @@ class Side:
             self._stops_at = self.stands_at = None
             self._changed.notify_all()
 
+    def advance(self, *, to: str) -> None:
+        """Go on, alone, until it stands before a boundary that contains this text."""
+        while True:
+            assert self.settles(), f"{self.name} waits for a lock"
+            assert not self.is_done, f"{self.name} never came to {to}"
+            if to in (self.stands_at or ""):
+                return
+            with self._changed:
+                self._stops_at, self.stands_at = 0, None
+                self._changed.notify_all()
+
     def stop_at_next(self) -> None:
         """Stop at the boundary after the statement that waits for a lock now."""
         with self._changed:

@@ -60,18 +60,19 @@ def test_a_dismissal_during_a_scan_lasts_and_releases_once(race: Race, connectio
     job = FraudJob(race.first.database)
     for schedule in race.schedules(all_pairs=False):
         campaign = Campaign(connection)
-        user = a_cheater(campaign)
+        device = uuid4().hex
+        user, *_ = [campaign.user(device=device) for _ in range(4)]
         job.run({})
         user_reward, case = campaign.reward(user), case_of(connection, user)
-        # Looked at again, with the same evidence.
-        campaign.change(user, first_name="Ada")
+        # Looked at again, because there is one more of them, but in the same band.
+        campaign.user(device=device)
         schedule.run(
             lambda: job.run({}),
             in_transaction(race.second, lambda stepped: dismiss(stepped, case, reason="a household")),
         )
         assert status_of_case(connection, case) == "dismissed"
         job.run({})
-        campaign.change(user, first_name="Grace")
+        campaign.user(device=device)
         job.run({})
         assert [row for row in open_cases(connection) if row[0] == user] == []
         emitted = connection.execute(

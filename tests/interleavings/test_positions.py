@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from campaign_jobs.database.connection import Connection
+from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.position.decisions import Standing, rank
 from campaign_jobs.position.job import PositionJob
 from campaign_jobs.position.run import recalculate
@@ -99,8 +99,8 @@ def test_two_runs_of_one_campaign_leave_what_the_later_snapshot_says(
 ) -> None:
     for schedule in race.schedules(all_pairs=False):
         campaign, users = a_campaign(connection)
-        campaign.refer(users[4], users[0])
-        campaign.refer(users[3], users[1])
+        for referred in (users[0], users[2], users[3]):
+            campaign.refer(users[4], referred)
 
         def changes_and_runs() -> None:
             with race.second.database.transaction() as stepped:
@@ -142,3 +142,21 @@ def test_each_improvement_is_told_once(race: Race, connection: Connection) -> No
         ).fetchall()
         assert told == [(str(users[4]), "2")]
         assert campaign.positions() == right_positions(campaign)
+
+
+def test_who_held_the_lock_for_nothing_looks_again(
+    race: Race, database: Database, connection: Connection
+) -> None:
+    """A third one takes the requests between a runner's look and its lock, and a fourth comes while it holds that."""
+    campaign, _ = a_campaign(connection)
+    slow, others = race.first, PositionJob(database)
+    slow.start(lambda: PositionJob(slow.database).process([delivery(campaign.id)], far_deadline()), stop_at=0)
+    slow.advance(to=TAKES_ITS_SNAPSHOT)
+    assert others.process([delivery(campaign.id)], far_deadline()) == [Done()]
+    assert (campaign.waiting(), campaign.runs()) == (0, 1)
+    slow.advance(to="COMMIT")
+    assert others.process([delivery(campaign.id, points=7)], far_deadline()) == [Done()]
+    assert campaign.waiting() == 1
+    slow.join()
+    assert slow.result == [Done()]
+    assert (campaign.waiting(), campaign.points_now()) == (0, 7)
