@@ -38,6 +38,9 @@ local: $(LOCAL) ## Start the whole system on this machine; Ctrl-C stops it
 test: $(DEV) ## Run all tests, e.g. make test ARGS="tests/unit -k email"
 	@python -m pytest $(ARGS)
 
+mutants: $(DEV) ## Remove each guard in turn and prove that a test notices, e.g. make mutants ARGS="--only claim"
+	@python -m tests.mutants $(ARGS)
+
 check: format-check lint types imports test synth ## Run the full local gate: format, lint, types, imports, tests, synth
 	@echo "All checks passed."
 
@@ -123,4 +126,4 @@ $(CDK): package-lock.json package.json | $(DEV)
 	@npm ci --silent --no-audit --no-fund
 	@touch $@
 
-.PHONY: demo chaos local test fuzz check gates format format-check lint types imports synth schemas bench lock clean help
+.PHONY: demo chaos local test fuzz check gates format format-check lint types imports synth schemas bench lock clean help mutants

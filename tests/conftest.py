@@ -15,7 +15,15 @@ from campaign_jobs.database.connection import Connection, Database
 from local.kafka import KafkaBroker, create_topic
 from local.postgres import PostgresServer
 
-TEMPLATE_DATABASE = "campaign_jobs_template"
+# Of this run alone, because runs over different trees may share a server (tests/mutants).
+TEMPLATE_DATABASE = f"campaign_jobs_template_{uuid.uuid4().hex}"
+
+
+class SharedServer(PostgresServer):
+    """A server that somebody else has started on this machine."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
 
 
 def _in_memory() -> Path | None:
@@ -27,6 +35,12 @@ def _in_memory() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
+    if (port := os.environ.get("CAMPAIGN_JOBS_TEST_POSTGRES_PORT")) is not None:
+        shared = SharedServer(int(port))
+        migrations.apply(shared.create_database(TEMPLATE_DATABASE))
+        yield shared
+        shared.drop_database(TEMPLATE_DATABASE)
+        return
     # Not below pytest's own directory, which each run closes to other users: as root, the server runs as another one.
     with (
         tempfile.TemporaryDirectory(prefix="campaign-jobs-postgres-", dir=_in_memory()) as directory,

@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -211,12 +212,11 @@ def test_a_role_that_cannot_see_other_sessions_is_told(
                 "GRANT ALL ON SCHEMA campaign_jobs TO {0}; GRANT ALL ON ALL TABLES IN SCHEMA campaign_jobs TO {0}"
             ).format(name)
         )
-        database = Database(make_conninfo(database_url, user=role))
-        with pytest.raises(StatisticsNotReadable, match=f'GRANT pg_read_all_stats TO "{role}"'):
-            FraudJob(database).run({})
-        connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(name))
-        assert FraudJob(database).run({}).full
-        database.close()
+        with closing(Database(make_conninfo(database_url, user=role))) as database:
+            with pytest.raises(StatisticsNotReadable, match=f'GRANT pg_read_all_stats TO "{role}"'):
+                FraudJob(database).run({})
+            connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(name))
+            assert FraudJob(database).run({}).full
     finally:
         connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(name))
 
