@@ -25,6 +25,7 @@ VALUES = {
     "DATABASE_URL": "postgresql://nobody@127.0.0.1/none",
     "KAFKA_BROKERS": "127.0.0.1:1",
     "DEFAULT_SENDER": "hello@example.com",
+    "UNSUBSCRIBE_KEYS": "k" * 32,
 }
 LOADED = """
 import json, sys

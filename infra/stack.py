@@ -14,6 +14,7 @@ from infra.kafka_cluster import KafkaCluster
 from infra.layers import Layers
 from infra.network import Network
 from infra.scheduled_worker import ScheduledWorker
+from infra.unsubscribe import Unsubscribe
 
 
 class CampaignJobsStack(Stack):
@@ -55,8 +56,13 @@ class CampaignJobsStack(Stack):
             configuration_set=self.email_identity.configuration_set,
         )
 
-        for worker in (email, position, reward, unroutable, analytics, fraud, relay):
+        unsubscribe = Unsubscribe(
+            self, "Unsubscribe", environment=environment, network=self.network, layers=self.layers
+        )
+
+        for worker in (email, position, reward, unroutable, analytics, fraud, relay, unsubscribe):
             self.database.grant_connect(worker.function)
+        unsubscribe.let_sign(email.function)
         self.email_identity.grant_send(email.function)
         # A redriven record that has an owner by now goes to that owner's.
         for owner in (email, position, reward):

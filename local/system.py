@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import threading
@@ -27,11 +28,13 @@ from campaign_jobs.relay.lease import Lease
 from campaign_jobs.settings import BY_FUNCTION, duration
 from local.aws import AwsStandIn, FeedbackSettings
 from local.aws.preparation import catalog_queues, prepare
+from local.function_urls import FunctionUrl, url_at
 from local.functions import REPOSITORY, Function, FunctionConfiguration
 from local.kafka import KafkaBroker, create_topic
 from local.mappings.kafka import KafkaMapping
 from local.mappings.sqs import SqsMapping
 from local.postgres import PostgresServer
+from local.processes import pick_port
 from local.schedules import Schedule
 from local.settings import LocalSettings, go_duration, passed_on
 
@@ -40,6 +43,7 @@ REGION: Final = "us-east-1"
 KAFKA_PORT: Final = 9092
 POSTGRES_PORT: Final = 5432
 AWS_PORT: Final = 4566
+UNSUBSCRIBE_PORT: Final = 8480
 DATABASE_NAME: Final = "campaign_jobs"
 # How many execution environments a function may have at once; each is a process.
 MAX_CONCURRENCY: Final = {"email": 3}
@@ -107,6 +111,8 @@ class LocalSystem:
         self.aws_endpoint_url = ""
         self.queue_urls: dict[str, str] = {}
         self.functions: dict[str, Function] = {}
+        self._unsubscribe_port = 0
+        self._unsubscribe_url: FunctionUrl | None = None
         self.kafka_mappings: list[KafkaMapping] = []
         self.sqs_mappings: list[SqsMapping] = []
         self.schedules: dict[str, Schedule] = {}
@@ -155,6 +161,7 @@ class LocalSystem:
         if self.aws is not None:
             self.aws.report(FeedbackSettings(self.queue_urls[catalog.FEEDBACK.queue_setting], REGION))
         self._make_functions()
+        self._start_function_urls()
         self._start_mappings()
         self._start_schedules()
         self._write_endpoints()
@@ -211,6 +218,7 @@ class LocalSystem:
         )
 
     def _make_functions(self) -> None:
+        self._unsubscribe_port = pick_port(UNSUBSCRIBE_PORT)
         values = {
             **self._function_settings,
             **self.queue_urls,
@@ -222,8 +230,16 @@ class LocalSystem:
             "ANALYTICS_INTERVAL": go_duration(self.settings.analytics_interval),
             "FRAUD_DETECTION_INTERVAL": go_duration(self.settings.fraud_detection_interval),
             "DEFAULT_SENDER": self.settings.default_sender,
+            "UNSUBSCRIBE_URL": self.unsubscribe_url,
+            "UNSUBSCRIBE_KEYS": self._unsubscribe_keys(),
         }
-        for job_type in (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES, *catalog.QUEUE_JOB_TYPES):
+        functions = (
+            *catalog.EVENT_JOB_TYPES,
+            *catalog.SCHEDULED_JOB_TYPES,
+            *catalog.QUEUE_JOB_TYPES,
+            *catalog.WEB_FUNCTIONS,
+        )
+        for job_type in functions:
             wanted = BY_FUNCTION[job_type.name].environment_names()
             self.functions[job_type.name] = Function(
                 FunctionConfiguration(
@@ -239,6 +255,25 @@ class LocalSystem:
                 ),
                 max_concurrency=self._tuning.concurrency.get(job_type.name, DEFAULT_CONCURRENCY),
             )
+
+    @property
+    def unsubscribe_url(self) -> str:
+        """Where unsubscribe links begin."""
+        return url_at(self._unsubscribe_port)
+
+    def _unsubscribe_keys(self) -> str:
+        """A key that is made up once, so that the links of earlier runs' mails go on working."""
+        file = self.directory / "unsubscribe-keys"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_urlsafe(48), encoding="ascii")
+        return file.read_text(encoding="ascii")
+
+    def _start_function_urls(self) -> None:
+        self._unsubscribe_url = FunctionUrl(
+            self.functions[catalog.UNSUBSCRIBE.name], port=self._unsubscribe_port
+        )
+        self._unsubscribe_url.start()
 
     def _start_mappings(self) -> None:
         for job_type in catalog.EVENT_JOB_TYPES:
@@ -362,6 +397,7 @@ class LocalSystem:
                 "Where to look:",
                 f"  - PostgreSQL     {_without_password(self.database_url)}",
                 f"  - SES and SQS    {self.aws_endpoint_url}",
+                f"  - Unsubscribing  {self.unsubscribe_url}",
                 f"  - Mails          {self._shown(self.mail_directory / 'index.html')}",
                 f"  - Logs           {self._shown(self.log_directory)}",
                 f"  - Addresses      {self._shown(self.directory / 'endpoints.json')}",
@@ -392,6 +428,8 @@ class LocalSystem:
         ]
         if self._relay_start is not None:
             waiting.append(self._stop_relay)
+        if self._unsubscribe_url is not None:
+            waiting.append(self._unsubscribe_url.stop)
         if waiting:
             self._progress("Stopping: polling ends, batches in flight finish, offsets are committed ...")
             with ThreadPoolExecutor(len(waiting)) as pool:
@@ -434,6 +472,7 @@ class LocalSystem:
             "kafka": self.kafka_brokers,
             "database_url": self.database_url,
             "aws_endpoint_url": self.aws_endpoint_url,
+            "unsubscribe_url": self.unsubscribe_url,
             "topic": self.settings.kafka_job_topic,
         }
         # Whoever waits for the file to be there finds it whole.

@@ -8,6 +8,8 @@ from campaign_jobs.database.connection import Database
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.rate import SendRate
 from campaign_jobs.email.ses import SesSender
+from campaign_jobs.email.unsubscribing.keys import KeyRing
+from campaign_jobs.email.unsubscribing.links import UnsubscribeLinks
 from campaign_jobs.settings import EmailSettings
 from campaign_jobs.worker.pipeline import LambdaContext, Pipeline
 
@@ -26,6 +28,7 @@ pipeline = Pipeline(
         rate=SendRate(database, sender, share=settings.ses_rate_share),
         pool_size=settings.kafka_worker_pool_size,
         default_sender=settings.default_sender,
+        unsubscribe_links=UnsubscribeLinks(settings.unsubscribe_url, KeyRing.from_settings(settings)),
         default_base_url=settings.default_public_base_url,
         missing_row_patience=settings.missing_row_patience,
     ),

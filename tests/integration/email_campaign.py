@@ -11,11 +11,19 @@ from uuid import UUID
 
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.email.ses import Accepted, Mail, SendResult
+from campaign_jobs.email.unsubscribing.keys import KeyRing
+from campaign_jobs.email.unsubscribing.links import UnsubscribeLinks
 from campaign_jobs.events import EmailEvent, parse
 from campaign_jobs.worker.delivery import Coordinates, Delivery
 from tests.integration.reward_campaign import Campaign
 
 DEFAULT_SENDER = "hello@mail.example.com"
+UNSUBSCRIBE_KEY = b"a key of thirty-two bytes, at least"
+UNSUBSCRIBE_LINKS = UnsubscribeLinks("https://mail.example.com", KeyRing(lambda: (UNSUBSCRIBE_KEY,)))
+UNSUBSCRIBE_SETTINGS = {
+    "UNSUBSCRIBE_URL": "https://mail.example.com",
+    "UNSUBSCRIBE_KEYS": UNSUBSCRIBE_KEY.decode(),
+}
 
 
 def delivery_of(

@@ -22,6 +22,7 @@ from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
 from tests.integration.email_campaign import (
     DEFAULT_SENDER,
+    UNSUBSCRIBE_LINKS,
     MailCampaign,
     RecordingSender,
     claim_elsewhere,
@@ -39,7 +40,12 @@ def sender() -> RecordingSender:
 
 
 def job_of(database: Database, sender: RecordingSender, **changes: Any) -> EmailJob:
-    return EmailJob(database, sender, **{"pool_size": POOL_SIZE, "default_sender": DEFAULT_SENDER, **changes})
+    settings: dict[str, Any] = {
+        "pool_size": POOL_SIZE,
+        "default_sender": DEFAULT_SENDER,
+        "unsubscribe_links": UNSUBSCRIBE_LINKS,
+    }
+    return EmailJob(database, sender, **{**settings, **changes})
 
 
 @pytest.fixture

@@ -20,7 +20,12 @@ from campaign_jobs.worker.outcomes import Done, Outcome, Rejected, Retry
 from local.aws import AccountSettings, Answer, AwsStandIn, ScriptLine
 from local.aws.mails import Mail as KeptMail
 from local.aws.mails import read_mails
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign
+from tests.integration.email_campaign import (
+    DEFAULT_SENDER,
+    UNSUBSCRIBE_LINKS,
+    UNSUBSCRIBE_SETTINGS,
+    MailCampaign,
+)
 from tests.integration.reward_campaign import deadline
 
 
@@ -40,7 +45,9 @@ def campaign(connection: Connection) -> MailCampaign:
 @pytest.fixture
 def job(database: Database, aws: AwsStandIn) -> EmailJob:
     sender = SesSender(pool_size=5, configuration_set=None)
-    return EmailJob(database, sender, pool_size=5, default_sender=DEFAULT_SENDER)
+    return EmailJob(
+        database, sender, pool_size=5, default_sender=DEFAULT_SENDER, unsubscribe_links=UNSUBSCRIBE_LINKS
+    )
 
 
 @pytest.fixture
@@ -209,6 +216,36 @@ def test_a_sender_address_that_ses_cannot_take_is_that_campaigns_trouble(
     assert len(kept(aws, other)) == 1
 
 
+def test_mails_that_can_be_unsubscribed_from_say_how_and_no_others_do(
+    job: EmailJob, campaign: MailCampaign, aws: AwsStandIn
+) -> None:
+    """RFC 8058, section 3.1, as SES receives it; and the link that a person sees, in both parts."""
+    user = campaign.add_user()
+    campaign.rank(user, 1)
+    campaign.change_user(user, original_position=500)
+    user_reward = campaign.earn(campaign.add_reward("email"), user)
+    deliveries = [
+        campaign.asks("verification", user),
+        campaign.asks("reward_earned", user, user_reward_id=str(user_reward)),
+        campaign.asks("welcome", user),
+        campaign.asks("position_update", user),
+        campaign.asks("milestone", user, milestone=5),
+    ]
+    assert process(job, *deliveries) == [Done()] * 5
+    url = UNSUBSCRIBE_LINKS.url(user)
+    headers = {"List-Unsubscribe": f"<{url}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
+    mails = {mail.tags["type"]: mail for mail in kept(aws, campaign)}
+    for type_, mail in mails.items():
+        wanted = type_ in ("welcome", "position_update", "milestone")
+        assert mail.headers == (headers if wanted else {})
+        assert mail.html_file is not None
+        html = (aws.mail_directory / mail.html_file).read_text(encoding="utf-8-sig")
+        assert (f'<a href="{url}"' in html) is wanted
+        text = (aws.mail_directory / mail.text_file).read_text(encoding="utf-8-sig")
+        assert (f"Unsubscribe: {url}" in text.split("\n\n", 1)[1]) is wanted
+    assert len(mails) == 5
+
+
 # The answers that the stand-in does not give.
 
 
@@ -221,6 +258,7 @@ def mail(*, foreign_sender: bool = False) -> Mail:
         recipient="person@example.org",
         content=RenderedEmail("Hello", "<p>Hello</p>", "Hello"),
         tags={"type": "welcome"},
+        headers={},
     )
 
 

@@ -48,6 +48,7 @@ from campaign_jobs.worker.unroutable import Unroutable
 from local.aws import AwsStandIn
 from local.postgres import PostgresServer
 from tests.conftest import TEMPLATE_DATABASE
+from tests.integration.email_campaign import UNSUBSCRIBE_SETTINGS
 
 TOPIC = "job-events"
 UUIDS = [str(uuid.UUID(int=number)) for number in range(1, 4)]
@@ -108,7 +109,11 @@ def url_of(name: str) -> str:
 
 
 def settings_of(job_type: EventJobType) -> EventJobSettings:
-    environ = {"DATABASE_URL": "postgresql://db/jobs", "DEFAULT_SENDER": "hello@example.com"}
+    environ = {
+        "DATABASE_URL": "postgresql://db/jobs",
+        "DEFAULT_SENDER": "hello@example.com",
+        **UNSUBSCRIBE_SETTINGS,
+    }
     of = BY_FUNCTION[job_type.name]
     environ |= {name: url_of(name) for name in of.environment_names() if "_QUEUE_URL_" in name}
     loaded = of.load(environ)

@@ -29,6 +29,7 @@ from campaign_jobs.reward.webhooks.client import HttpsWebhookClient
 from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done
 from local.postgres import PostgresServer
+from tests.integration.email_campaign import UNSUBSCRIBE_LINKS
 
 PEOPLE = 40_000
 IN_SMALL_CAMPAIGN = 100
@@ -137,6 +138,7 @@ def test_email(plans: Plans) -> None:
         pool_size=10,
         default_sender="a@example.com",
         default_base_url="https://a.example",
+        unsubscribe_links=UNSUBSCRIBE_LINKS,
     )
     users = ids(plans.database, "SELECT id FROM campaign_jobs.waitlist_users WHERE original_position <= 20")
     small = uuid.UUID(hex=md5(plans.database, "small"))

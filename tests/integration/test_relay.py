@@ -24,7 +24,7 @@ from campaign_jobs.relay.job import Relay, RelayReport, counts
 from campaign_jobs.relay.lease import Lease
 from campaign_jobs.worker.outcomes import Done, Skipped
 from local.kafka import KafkaBroker
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign, RecordingSender
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS, MailCampaign, RecordingSender
 from tests.integration.reward_campaign import deadline
 
 Messages = Sequence[tuple[str, bytes]]
@@ -390,7 +390,9 @@ def test_parked_mail_comes_back_under_its_id_even_twice(
     relay: Relay, publisher: RecordingPublisher, database: Database, campaign: MailCampaign
 ) -> None:
     sender = RecordingSender()
-    mails = EmailJob(database, sender, pool_size=2, default_sender=DEFAULT_SENDER)
+    mails = EmailJob(
+        database, sender, pool_size=2, default_sender=DEFAULT_SENDER, unsubscribe_links=UNSUBSCRIBE_LINKS
+    )
     delivery = campaign.asks("welcome", campaign.add_user(), template_data={"note": "ü"})
     for expected in (1, 2):
         campaign.set(status="paused")

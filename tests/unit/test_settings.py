@@ -15,6 +15,7 @@ from campaign_jobs.settings import (
     RelaySettings,
     RewardSettings,
     UnroutableSettings,
+    UnsubscribeSettings,
 )
 
 QUEUE = "https://sqs.eu-central-1.amazonaws.com/000000000000/queue"
@@ -24,6 +25,8 @@ EMAIL = {
     "RETRY_QUEUE_URL_EMAIL_BULK": f"{QUEUE}-bulk",
     "DEAD_LETTER_QUEUE_URL_EMAIL": f"{QUEUE}-dead",
     "DEFAULT_SENDER": "hello@mail.example.com",
+    "UNSUBSCRIBE_URL": "https://mail.example.com",
+    "UNSUBSCRIBE_KEYS": "a key of thirty-two bytes at least",
 }
 REWARD = {
     "DATABASE_URL": EMAIL["DATABASE_URL"],
@@ -83,7 +86,7 @@ def test_each_lane_has_its_queue() -> None:
             assert names[lane.retry_queue_setting]
 
 
-@pytest.mark.parametrize("name", sorted(EMAIL.keys() - {"DATABASE_URL"}))
+@pytest.mark.parametrize("name", sorted(EMAIL.keys() - {"DATABASE_URL", "UNSUBSCRIBE_KEYS"}))
 @pytest.mark.parametrize("empty", [None, "", "  "])
 def test_a_missing_setting_is_named_with_what_is_allowed(name: str, empty: str | None) -> None:
     environ = {key: value for key, value in EMAIL.items() if key != name}
@@ -97,7 +100,7 @@ def test_everything_wrong_is_said_at_once_one_line_each() -> None:
         EmailSettings, {"KAFKA_WORKER_POOL_SIZE": "0", "DEFAULT_SENDER": "two\nlines@example.com"}
     )
     assert {line.split("=")[0].split(" ")[0] for line in found} == {*EMAIL, "KAFKA_WORKER_POOL_SIZE"}
-    assert len(found) == 6
+    assert len(found) == 8
     assert all("\n" not in line for line in found)
 
 
@@ -116,6 +119,39 @@ def test_the_database_is_named_in_exactly_one_way(environ: dict[str, str], found
         f"DATABASE_URL and DATABASE_SECRET_ARN: {found} set; allowed is exactly one of them"
     ]
     assert AnalyticsSettings.load({"DATABASE_SECRET_ARN": "arn:aws:secretsmanager:x"}).database_url is None
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ((), "neither is"),
+        (("UNSUBSCRIBE_KEYS", "UNSUBSCRIBE_KEYS_SECRET_ARN"), "both are"),
+    ],
+)
+def test_the_unsubscribe_keys_are_named_in_exactly_one_way(given: tuple[str, ...], found: str) -> None:
+    possible = {"UNSUBSCRIBE_KEYS": EMAIL["UNSUBSCRIBE_KEYS"], "UNSUBSCRIBE_KEYS_SECRET_ARN": "arn:aws:x"}
+    for of, environ in (
+        (EmailSettings, {key: value for key, value in EMAIL.items() if key not in possible}),
+        (UnsubscribeSettings, ANALYTICS),
+    ):
+        assert problems(of, environ | {name: possible[name] for name in given}) == [
+            f"UNSUBSCRIBE_KEYS and UNSUBSCRIBE_KEYS_SECRET_ARN: {found} set; allowed is exactly one of them"
+        ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["short", "k" * 31, "k" * 32 + ",", "k" * 32 + ",short", ",".join(["k" * 31] * 2), " " * 40 + "k"],
+)
+def test_unsubscribe_keys_have_at_least_32_bytes_each_and_are_never_repeated(value: str) -> None:
+    assert problems(UnsubscribeSettings, {**ANALYTICS, "UNSUBSCRIBE_KEYS": value}) == [
+        "UNSUBSCRIBE_KEYS=(not shown): allowed is comma-separated keys of at least 32 bytes each; the first one signs"
+    ]
+
+
+def test_unsubscribe_keys_keep_their_order() -> None:
+    given = {**ANALYTICS, "UNSUBSCRIBE_KEYS": f"{'n' * 32} , {'ö' * 16}\n"}
+    assert UnsubscribeSettings.load(given).unsubscribe_keys == (b"n" * 32, "ö".encode() * 16)
 
 
 def test_a_secret_is_never_repeated() -> None:
@@ -211,6 +247,11 @@ def test_test_receivers_and_their_authority_go_together(given: str, tmp_path: Pa
 
 
 def test_every_function_of_the_catalog_has_settings() -> None:
-    job_types = (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES, *catalog.QUEUE_JOB_TYPES)
-    names = {job_type.name for job_type in job_types}
+    functions = (
+        *catalog.EVENT_JOB_TYPES,
+        *catalog.SCHEDULED_JOB_TYPES,
+        *catalog.QUEUE_JOB_TYPES,
+        *catalog.WEB_FUNCTIONS,
+    )
+    names = {function.name for function in functions}
     assert names <= settings.BY_FUNCTION.keys()

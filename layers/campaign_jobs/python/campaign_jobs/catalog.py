@@ -99,6 +99,15 @@ class QueueJobType:
         return f"DEAD_LETTER_QUEUE_URL_{_setting_suffix(self.name)}"
 
 
+@dataclass(frozen=True)
+class WebFunction:
+    """A function that people and machines call over HTTP, at a function URL."""
+
+    name: str
+    timeout_seconds: int
+    memory_mb: int
+
+
 EMAIL: Final = EventJobType(
     name="email",
     lanes=(
@@ -194,9 +203,12 @@ FEEDBACK: Final = QueueJobType(
     max_receives=12,
 )
 
+UNSUBSCRIBE: Final = WebFunction(name="unsubscribe", timeout_seconds=30, memory_mb=256)
+
 EVENT_JOB_TYPES: Final = (EMAIL, POSITION, REWARD, UNROUTABLE)
 SCHEDULED_JOB_TYPES: Final = (ANALYTICS, FRAUD, RELAY)
 QUEUE_JOB_TYPES: Final = (FEEDBACK,)
+WEB_FUNCTIONS: Final = (UNSUBSCRIBE,)
 
 LANE_BY_EVENT_TYPE: Final = {
     event_type: lane

@@ -59,6 +59,10 @@ class RateUnknown(CampaignJobsError):
     """SES did not tell the account's send rate."""
 
 
+class KeysUnavailable(BatchStopped):
+    """The keys that sign unsubscribe links cannot be read."""
+
+
 class TemplateError(CampaignJobsError):
     """An email template cannot be rendered; the message names the template, the line and the cause."""
 

@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 from campaign_jobs import catalog
 from campaign_jobs.errors import SettingsError
 
+MIN_KEY_BYTES: Final = 32
+"""The length of HMAC-SHA256's digest; RFC 2104, section 3, advises against shorter keys."""
+
 
 def setting(parse: Callable[[str], Any], default: Any = MISSING, *, secret: bool = False) -> Any:
     metadata = {"parse": parse, "secret": secret}
@@ -174,6 +177,14 @@ def email_address(value: str) -> str:
     return value
 
 
+def signing_keys(value: str) -> tuple[bytes, ...]:
+    """comma-separated keys of at least 32 bytes each; the first one signs"""
+    keys = tuple(key.strip().encode() for key in value.split(","))
+    if any(len(key) < MIN_KEY_BYTES for key in keys):
+        raise ValueError(f"allowed is {_expected(signing_keys)}")
+    return keys
+
+
 def host_ports(value: str) -> frozenset[tuple[str, int]]:
     """a comma-separated list of exact host:port"""
     targets = set()
@@ -197,6 +208,13 @@ def existing_file(value: str) -> Path:
 # Groups of settings, and one class for each function.
 
 
+def _not_exactly_one(given: Collection[str], one: str, other: str) -> list[str]:
+    if (one in given) != (other in given):
+        return []
+    found = "both are" if one in given else "neither is"
+    return [f"{one} and {other}: {found} set; allowed is exactly one of them"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatabaseSettings(Settings):
     """Where PostgreSQL is: a URL, or a secret with host, port, username, password and dbname."""
@@ -206,13 +224,23 @@ class DatabaseSettings(Settings):
 
     @classmethod
     def problems_between(cls, given: Collection[str]) -> list[str]:
-        problems = super().problems_between(given)
-        if ("DATABASE_URL" in given) == ("DATABASE_SECRET_ARN" in given):
-            found = "both are" if "DATABASE_URL" in given else "neither is"
-            problems.append(
-                f"DATABASE_URL and DATABASE_SECRET_ARN: {found} set; allowed is exactly one of them"
-            )
-        return problems
+        return super().problems_between(given) + _not_exactly_one(
+            given, "DATABASE_URL", "DATABASE_SECRET_ARN"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsubscribeKeySettings(Settings):
+    """The keys of unsubscribe links: themselves, or a secret that holds them."""
+
+    unsubscribe_keys: tuple[bytes, ...] | None = setting(signing_keys, None, secret=True)
+    unsubscribe_keys_secret_arn: str | None = setting(secret_arn, None)
+
+    @classmethod
+    def problems_between(cls, given: Collection[str]) -> list[str]:
+        return super().problems_between(given) + _not_exactly_one(
+            given, "UNSUBSCRIBE_KEYS", "UNSUBSCRIBE_KEYS_SECRET_ARN"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +270,7 @@ class EventJobSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmailSettings(DatabaseSettings, EventJobSettings):
+class EmailSettings(DatabaseSettings, UnsubscribeKeySettings, EventJobSettings):
     retry_queue_url_email: str = setting(http_url)
     retry_queue_url_email_bulk: str = setting(http_url)
     dead_letter_queue_url_email: str = setting(http_url)
@@ -254,6 +282,8 @@ class EmailSettings(DatabaseSettings, EventJobSettings):
     ses_configuration_set: str | None = setting(text, None)
     # The part of the account's sending rate that all functions of this environment together may use.
     ses_rate_share: float = setting(share, 1.0)
+    # Unsubscribe links begin with it.
+    unsubscribe_url: str = setting(http_url)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +342,11 @@ class FeedbackSettings(DatabaseSettings):
     pass
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnsubscribeSettings(DatabaseSettings, UnsubscribeKeySettings):
+    pass
+
+
 BY_FUNCTION: Final[dict[str, type[Settings]]] = {
     "email": EmailSettings,
     "position": PositionSettings,
@@ -321,4 +356,5 @@ BY_FUNCTION: Final[dict[str, type[Settings]]] = {
     "fraud": FraudSettings,
     "relay": RelaySettings,
     "feedback": FeedbackSettings,
+    "unsubscribe": UnsubscribeSettings,
 }

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
+from campaign_jobs.email.decisions import UNSUBSCRIBABLE
 from campaign_jobs.email.rendering import Template, built_in, render
 from campaign_jobs.email.ses import Mail
 from campaign_jobs.email.store import Loaded
 from campaign_jobs.email.tags import MESSAGE_TAG, message_tag
+from campaign_jobs.email.unsubscribing.links import UnsubscribeLinks, one_click_headers
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs.events import EmailEvent
 
@@ -44,12 +46,21 @@ class Templates:
 
 
 def compose(
-    loaded: Loaded, templates: Templates, *, default_sender: str, default_base_url: str | None
+    loaded: Loaded,
+    templates: Templates,
+    *,
+    default_sender: str,
+    default_base_url: str | None,
+    unsubscribe_links: UnsubscribeLinks,
 ) -> Mail:
-    """Render one mail. Raises TemplateError or CannotCompose."""
+    """Render one mail. Raises TemplateError or CannotCompose, and KeysUnavailable, which stops the batch."""
     row = loaded.row
     payload = loaded.event.data
-    context = _context(loaded, row["public_base_url"] or default_base_url)
+    unsubscribe_url = unsubscribe_links.url(payload.user_id) if payload.type in UNSUBSCRIBABLE else ""
+    context = {
+        **_context(loaded, row["public_base_url"] or default_base_url),
+        "unsubscribe_url": unsubscribe_url,
+    }
     return Mail(
         sender_name=_one_line(row["from_name"] or row["campaign_name"]),
         sender=row["from_email"] or default_sender,
@@ -62,6 +73,7 @@ def compose(
             "campaign": str(payload.campaign_id),
             MESSAGE_TAG: message_tag(loaded.event.id),
         },
+        headers=one_click_headers(unsubscribe_url) if unsubscribe_url else {},
     )
 
 
@@ -98,7 +110,6 @@ def _context(loaded: Loaded, base_url: str | None) -> dict[str, object]:
         "reward_description": row["reward_description"] or "",
         "reward_data": row["reward_data"] or {},
         "milestone": payload.milestone,
-        "unsubscribe_url": "",
         "data": payload.template_data,
     }
 

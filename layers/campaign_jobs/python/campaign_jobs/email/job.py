@@ -41,6 +41,7 @@ from campaign_jobs.email.ses import (
     Throttled,
     Unknown,
 )
+from campaign_jobs.email.unsubscribing.links import UnsubscribeLinks
 from campaign_jobs.errors import BatchStopped, RateExhausted, TemplateError
 from campaign_jobs.events import EmailEvent, as_value
 from campaign_jobs.observability import log_unexpected, logger_of
@@ -96,6 +97,7 @@ class EmailJob:
         *,
         pool_size: int,
         default_sender: str,
+        unsubscribe_links: UnsubscribeLinks,
         default_base_url: str | None = None,
         rate: SendRate | None = None,
         missing_row_patience: timedelta = timedelta(minutes=10),
@@ -105,6 +107,7 @@ class EmailJob:
         self._rate = rate or SendRate(database, sender, share=1)
         self._pool_size = pool_size
         self._default_sender = default_sender
+        self._unsubscribe_links = unsubscribe_links
         self._default_base_url = default_base_url
         self._missing_row_patience = missing_row_patience
         self._logger = logger_of(EMAIL.name)
@@ -118,9 +121,9 @@ class EmailJob:
     def process(self, deliveries: Sequence[Delivery[EmailEvent]], deadline: Deadline) -> Sequence[Outcome]:
         """Send what may be sent and write down what became of each event.
 
-        Raises SendingStopped or DatabaseUnavailable when nothing can go on, and RateExhausted when the send rate leaves
-        no room for the rest; what has been sent by then is recorded where that is still possible, and every claim that
-        was not used is released.
+        Raises SendingStopped, KeysUnavailable or DatabaseUnavailable when nothing can go on, and RateExhausted when the
+        send rate leaves no room for the rest; what has been sent by then is recorded where that is still possible, and
+        every claim that was not used is released.
         """
         with self._database.within(deadline):
             return self._process(deliveries, deadline)
@@ -140,6 +143,7 @@ class EmailJob:
                             templates,
                             default_sender=self._default_sender,
                             default_base_url=self._default_base_url,
+                            unsubscribe_links=self._unsubscribe_links,
                         )
                         ready.append(_Ready(item, mail))
                     except (TemplateError, CannotCompose) as error:

@@ -27,6 +27,8 @@ class Mail:
     recipient: str
     content: RenderedEmail
     tags: Mapping[str, str]
+    headers: Mapping[str, str]
+    """Headers besides those that SES writes itself."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,9 @@ class SesSender:
             },
             "EmailTags": [{"Name": name, "Value": value} for name, value in mail.tags.items()],
         }
+        if mail.headers:
+            headers = [{"Name": name, "Value": value} for name, value in mail.headers.items()]
+            request["Content"]["Simple"]["Headers"] = headers
         if mail.reply_to is not None:
             request["ReplyToAddresses"] = [mail.reply_to]
         if self._configuration_set is not None:

@@ -1,0 +1,56 @@
+"""The unsubscribe links' function, its URL, and the keys that sign and verify them."""
+
+from aws_cdk import RemovalPolicy
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_secretsmanager as secretsmanager
+from constructs import Construct
+
+from campaign_jobs.catalog import UNSUBSCRIBE
+from infra.environments import Environment
+from infra.functions import JobFunction
+from infra.layers import Layers
+from infra.network import Network
+
+
+class Unsubscribe(Construct):
+    def __init__(
+        self, scope: Construct, id: str, *, environment: Environment, network: Network, layers: Layers
+    ) -> None:
+        super().__init__(scope, id)
+        self._keys = secretsmanager.Secret(
+            self,
+            "Keys",
+            secret_name=environment.resource_name("unsubscribe-keys"),
+            description="Keys of unsubscribe links, separated by commas: the first one signs, all verify",
+            generate_secret_string=secretsmanager.SecretStringGenerator(
+                password_length=64, exclude_punctuation=True
+            ),
+            # Without them the links of all mails that have been sent are dead.
+            removal_policy=RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY,
+        )
+        # No reserved concurrency: a new account's quota of ten leaves nothing to reserve. A request without a good
+        # token costs a few milliseconds and no connection.
+        self.function = JobFunction(
+            self,
+            "Function",
+            name=UNSUBSCRIBE.name,
+            description=f"Answers the unsubscribe links of {environment.name}",
+            environment=environment,
+            network=network,
+            layers=layers,
+            timeout_seconds=UNSUBSCRIBE.timeout_seconds,
+            memory_mb=UNSUBSCRIBE.memory_mb,
+            variables={},
+        )
+        self._let_read_keys(self.function)
+        # Open to all: mail providers and people call it without any credentials but the signed token (RFC 8058).
+        self._url = self.function.add_function_url(auth_type=lambda_.FunctionUrlAuthType.NONE)
+
+    def let_sign(self, function: JobFunction) -> None:
+        """Let a function make unsubscribe links."""
+        self._let_read_keys(function)
+        function.add_environment("UNSUBSCRIBE_URL", self._url.url)
+
+    def _let_read_keys(self, function: JobFunction) -> None:
+        self._keys.grant_read(function)
+        function.add_environment("UNSUBSCRIBE_KEYS_SECRET_ARN", self._keys.secret_arn)
