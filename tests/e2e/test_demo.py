@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
@@ -213,9 +215,20 @@ def test_the_local_system_goes_on_where_it_was_stopped(repository: Path, directo
                     (USERS[number], CAMPAIGN, f"user-{number}@example.com", number + 1),
                 )
             with JobProducer(brokers=endpoints["kafka"], topic=endpoints["topic"]) as producer:
-                payload = EmailJobPayload(type="verification", campaign_id=CAMPAIGN, user_id=USERS[number])
-                producer.enqueue_email_job(payload, event_id=f"verification-{number}")
+                payload = EmailJobPayload(type="welcome", campaign_id=CAMPAIGN, user_id=USERS[number])
+                producer.enqueue_email_job(payload, event_id=f"welcome-{number}")
             command.wait_for(lambda: len(read_mails(system / "mail")) > number, 60)
+            # The first mail's link, of the first run and of the second one, whose port may be another.
+            link = urlsplit(read_mails(system / "mail")[0].headers["List-Unsubscribe"].strip("<>"))
+            url = f"{endpoints['unsubscribe_url'].rstrip('/')}{link.path}?{link.query}"
+            with urllib.request.urlopen(url, timeout=30) as page:
+                assert b"<button" in page.read()
+            if number == 1:
+                with urllib.request.urlopen(url, b"List-Unsubscribe=One-Click", timeout=30) as page:
+                    assert page.status == 200
+            with psycopg.connect(endpoints["database_url"]) as connection:
+                rows = connection.execute("SELECT user_id FROM campaign_jobs.email_unsubscribes").fetchall()
+                assert rows == ([(USERS[0],)] if number == 1 else [])
             command.process.terminate()
             assert command.ends(90) == 0, command.output.read_text(encoding="utf-8")
             assert not endpoints_file.exists()
@@ -232,4 +245,4 @@ def test_the_local_system_goes_on_where_it_was_stopped(repository: Path, directo
     # Its database would keep a repeated event from being mailed again; that it did not even come shows the offsets.
     log = (system / "logs" / "campaign-jobs-local-email.log").read_text(encoding="utf-8")
     settled = [json.loads(line) for line in log.splitlines() if '"event settled"' in line]
-    assert [entry["event_id"] for entry in settled] == ["verification-0", "verification-1"]
+    assert [entry["event_id"] for entry in settled] == ["welcome-0", "welcome-1"]

@@ -10,6 +10,7 @@ from tests.infrastructure.synthesis import Synthesis
 
 EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYPES}
 QUEUE_JOB_TYPES = {job_type.name: job_type for job_type in catalog.QUEUE_JOB_TYPES}
+WEB_FUNCTIONS = {function.name: function for function in catalog.WEB_FUNCTIONS}
 FUNCTIONS = sorted(settings.BY_FUNCTION)
 USING_THE_DATABASE = [
     name for name in FUNCTIONS if "DATABASE_SECRET_ARN" in settings.BY_FUNCTION[name].environment_names()
@@ -75,6 +76,9 @@ def test_functions_send_to_their_own_queues_only(synthesis: Synthesis, name: str
     if name in QUEUE_JOB_TYPES:
         # SQS itself moves what fails.
         queues = []
+    elif name in WEB_FUNCTIONS:
+        # Whoever calls hears what failed.
+        queues = []
     elif name not in EVENT_JOB_TYPES:
         queues = [f"{name}-failed-runs"]
     else:
@@ -103,13 +107,52 @@ def test_only_email_may_send_mail_and_only_from_our_domain(synthesis: Synthesis)
     assert any(str(end[-1]).endswith(f":identity/{synthesis.environment.sender_domain}") for end in ends)
 
 
-def test_the_secret_opens_to_those_who_read_it_from_their_settings(synthesis: Synthesis) -> None:
-    reading = [name for name in FUNCTIONS if synthesis.granted(name, "secretsmanager:GetSecretValue")]
-    assert reading == USING_THE_DATABASE
-    for name in reading:
-        (secret,) = synthesis.granted(name, "secretsmanager:GetSecretValue")
-        _, function = synthesis.function(name)
-        assert function["Properties"]["Environment"]["Variables"]["DATABASE_SECRET_ARN"] == secret
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_secrets_open_to_those_who_read_them_from_their_settings(synthesis: Synthesis, name: str) -> None:
+    wanted = [
+        setting
+        for setting in settings.BY_FUNCTION[name].environment_names()
+        if setting.endswith("_SECRET_ARN")
+    ]
+    _, function = synthesis.function(name)
+    given = function["Properties"]["Environment"]["Variables"]
+    opened = synthesis.granted(name, "secretsmanager:GetSecretValue")
+    assert sorted(map(str, opened)) == sorted(str(given[setting]) for setting in wanted)
+
+
+def test_the_keys_of_unsubscribe_links_open_to_their_signer_and_their_verifier(synthesis: Synthesis) -> None:
+    keys, _ = synthesis.named("AWS::SecretsManager::Secret", "Name", "unsubscribe-keys")
+    opened = {
+        name: {"Ref": keys} in synthesis.granted(name, "secretsmanager:GetSecretValue") for name in FUNCTIONS
+    }
+    assert [name for name in FUNCTIONS if opened[name]] == ["email", "unsubscribe"]
+
+
+def test_the_unsubscribe_url_is_all_that_the_world_may_call(synthesis: Synthesis) -> None:
+    function, _ = synthesis.function("unsubscribe")
+    arn = {"Fn::GetAtt": [function, "Arn"]}
+    _, url = synthesis.one("AWS::Lambda::Url")
+    assert url["Properties"] == {"AuthType": "NONE", "TargetFunctionArn": arn}
+    open_to_all = [
+        permission["Properties"]
+        for permission in synthesis.resources("AWS::Lambda::Permission").values()
+        if permission["Properties"]["Principal"] == "*"
+    ]
+    # Since October 2025 a URL needs both: https://docs.aws.amazon.com/lambda/latest/dg/urls-auth.html
+    assert sorted(open_to_all, key=lambda permission: permission["Action"]) == [
+        {
+            "Action": "lambda:InvokeFunction",
+            "FunctionName": arn,
+            "InvokedViaFunctionUrl": True,
+            "Principal": "*",
+        },
+        {
+            "Action": "lambda:InvokeFunctionUrl",
+            "FunctionName": arn,
+            "FunctionUrlAuthType": "NONE",
+            "Principal": "*",
+        },
+    ]
 
 
 def test_the_database_hears_the_functions_that_use_it(synthesis: Synthesis) -> None:

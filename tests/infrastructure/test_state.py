@@ -65,10 +65,23 @@ def test_the_database_never_pauses_and_is_never_public(synthesis: Synthesis) -> 
 
 
 def test_the_password_is_made_up_by_secrets_manager(synthesis: Synthesis) -> None:
-    _, secret = synthesis.one("AWS::SecretsManager::Secret")
+    _, secret = synthesis.named("AWS::SecretsManager::Secret", "Name", "database")
     assert secret["Properties"]["GenerateSecretString"]["GenerateStringKey"] == "password"
     _, cluster = synthesis.one("AWS::RDS::DBCluster")
     assert "{{resolve:secretsmanager:" in str(cluster["Properties"]["MasterUserPassword"])
+
+
+def test_the_key_of_unsubscribe_links_is_made_up_by_secrets_manager_and_is_one(synthesis: Synthesis) -> None:
+    """A comma would make two keys of it, each perhaps too short."""
+    _, secret = synthesis.named("AWS::SecretsManager::Secret", "Name", "unsubscribe-keys")
+    assert secret["Properties"]["GenerateSecretString"] == {"PasswordLength": 64, "ExcludePunctuation": True}
+
+
+def test_the_links_in_mails_lead_to_the_unsubscribe_function(synthesis: Synthesis) -> None:
+    url, _ = synthesis.one("AWS::Lambda::Url")
+    _, email = synthesis.function("email")
+    variables = email["Properties"]["Environment"]["Variables"]
+    assert variables["UNSUBSCRIBE_URL"] == {"Fn::GetAtt": [url, "FunctionUrl"]}
 
 
 def test_one_environment_s_stack_holds_the_identity_of_the_domain(synthesis: Synthesis) -> None:

@@ -10,7 +10,8 @@ from tests.infrastructure.synthesis import Synthesis
 EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYPES}
 SCHEDULED_JOB_TYPES = {job_type.name: job_type for job_type in catalog.SCHEDULED_JOB_TYPES}
 QUEUE_JOB_TYPES = {job_type.name: job_type for job_type in catalog.QUEUE_JOB_TYPES}
-FUNCTIONS = [*EVENT_JOB_TYPES, *SCHEDULED_JOB_TYPES, *QUEUE_JOB_TYPES]
+WEB_FUNCTIONS = {function.name: function for function in catalog.WEB_FUNCTIONS}
+FUNCTIONS = [*EVENT_JOB_TYPES, *SCHEDULED_JOB_TYPES, *QUEUE_JOB_TYPES, *WEB_FUNCTIONS]
 DAYS_14 = 14 * 24 * 60 * 60
 
 
@@ -29,6 +30,7 @@ def test_what_each_function_gets_can_be_loaded(synthesis: Synthesis, name: str) 
     _, function = synthesis.function(name)
     deployed = {
         "DATABASE_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:111122223333:secret:database",
+        "UNSUBSCRIBE_KEYS_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:111122223333:secret:keys",
         "KAFKA_BROKERS": "b-1.example.com:9098,b-2.example.com:9098",
     }
     environ = {
@@ -57,7 +59,8 @@ def test_outgoing_requests_are_never_exempted_from_the_guard(synthesis: Synthesi
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_each_function_runs_as_the_catalog_has_it(synthesis: Synthesis, name: str) -> None:
-    job_type = EVENT_JOB_TYPES.get(name) or SCHEDULED_JOB_TYPES.get(name) or QUEUE_JOB_TYPES[name]
+    all_of_them = {**EVENT_JOB_TYPES, **SCHEDULED_JOB_TYPES, **QUEUE_JOB_TYPES, **WEB_FUNCTIONS}
+    job_type = all_of_them[name]
     _, function = synthesis.function(name)
     properties = function["Properties"]
     assert properties["Runtime"] == "python3.13"

@@ -18,7 +18,7 @@ from campaign_jobs.worker.delivery import Coordinates, Delivery
 from tests.integration.reward_campaign import Campaign
 
 DEFAULT_SENDER = "hello@mail.example.com"
-UNSUBSCRIBE_KEY = b"a key of thirty-two bytes, at least"
+UNSUBSCRIBE_KEY = b"a key of at least thirty-two bytes"
 UNSUBSCRIBE_LINKS = UnsubscribeLinks("https://mail.example.com", KeyRing(lambda: (UNSUBSCRIBE_KEY,)))
 UNSUBSCRIBE_SETTINGS = {
     "UNSUBSCRIBE_URL": "https://mail.example.com",

@@ -18,7 +18,13 @@ from campaign_jobs.email.ses_events import DELIVERY_STATUSES
 from campaign_jobs.email.tags import message_tag
 from campaign_jobs.errors import DatabaseUnavailable
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Retry, Skipped
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign, RecordingSender, claim_elsewhere
+from tests.integration.email_campaign import (
+    DEFAULT_SENDER,
+    UNSUBSCRIBE_LINKS,
+    MailCampaign,
+    RecordingSender,
+    claim_elsewhere,
+)
 from tests.integration.reward_campaign import deadline
 from tests.ses_events import BEGIN, ses_event, sqs_event
 
@@ -35,7 +41,9 @@ def sender() -> RecordingSender:
 
 @pytest.fixture
 def job(database: Database, sender: RecordingSender) -> EmailJob:
-    return EmailJob(database, sender, pool_size=5, default_sender=DEFAULT_SENDER)
+    return EmailJob(
+        database, sender, pool_size=5, default_sender=DEFAULT_SENDER, unsubscribe_links=UNSUBSCRIBE_LINKS
+    )
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from local.functions import Function, FunctionAlias, FunctionConfiguration, Func
 from local.kafka import KafkaBroker
 from local.mappings.kafka import KafkaMapping
 from local.mappings.sqs import SqsMapping
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_SETTINGS, MailCampaign
 from tests.integration.position_campaign import Campaign as PositionCampaign
 
 # For batches that are to end by their size: no test outlives this window, however slow the machine.
@@ -147,7 +147,11 @@ def worker(
             if "_QUEUE_URL_" in name
         }
         kills = tmp_path / "killed"
-        values = {"DATABASE_URL": database_url, "DEFAULT_SENDER": DEFAULT_SENDER}
+        values = {
+            "DATABASE_URL": database_url,
+            "DEFAULT_SENDER": DEFAULT_SENDER,
+            **UNSUBSCRIBE_SETTINGS,
+        }
         configuration = FunctionConfiguration(
             name=f"campaign-jobs-test-{job_type.name}",
             handler=repository / "tests/integration/handlers/killable.py",

@@ -10,7 +10,7 @@ from campaign_jobs.email.ses import Accepted, Mail, SendResult
 from campaign_jobs.events import EmailEvent
 from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Later, Outcome
-from tests.integration.email_campaign import DEFAULT_SENDER
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS
 from tests.integration.reward_campaign import deadline
 from tests.interleavings.stepping import Side
 
@@ -41,7 +41,14 @@ def email_job(side: Side, sent: list[Mail]) -> EmailJob:
     """
     sender = SteppedSender(side, sent)
     rate = SendRate(side.unstepped_database, sender, share=1)
-    return EmailJob(side.database, sender, rate=rate, pool_size=1, default_sender=DEFAULT_SENDER)
+    return EmailJob(
+        side.database,
+        sender,
+        rate=rate,
+        pool_size=1,
+        default_sender=DEFAULT_SENDER,
+        unsubscribe_links=UNSUBSCRIBE_LINKS,
+    )
 
 
 def settled(
