@@ -22,7 +22,7 @@ from campaign_jobs.reward.webhooks.message import body_of
 from campaign_jobs.reward.webhooks.signing import signed_headers
 
 SECRET = "whsec_" + "A" * 40
-JOBS = {"email", "position", "reward", "unroutable", "analytics", "fraud", "relay", "feedback"}
+JOBS = {"email", "position", "reward", "unroutable", "analytics", "fraud", "relay", "feedback", "unsubscribe"}
 WRITERS = JOBS | {"service", "service once", "trigger", "database", "nobody yet"}
 
 COLUMNS = """
