@@ -18,7 +18,7 @@ from campaign_jobs.position.job import PositionJob
 from campaign_jobs.reward.job import RewardJob
 from campaign_jobs.worker.delivery import Coordinates, Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Rejected, Retry, Skipped
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign, RecordingSender
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS, MailCampaign, RecordingSender
 from tests.integration.reward_campaign import deadline, delivery_of
 
 AT_ONCE = 4
@@ -92,7 +92,9 @@ def _value(connection: Connection, query: str) -> int:
 
 
 def email_job(sender: RecordingSender) -> Callable[[Database], EmailJob]:
-    return lambda database: EmailJob(database, sender, pool_size=10, default_sender=DEFAULT_SENDER)
+    return lambda database: EmailJob(
+        database, sender, pool_size=10, default_sender=DEFAULT_SENDER, unsubscribe_links=UNSUBSCRIBE_LINKS
+    )
 
 
 @pytest.mark.parametrize("type_", ["verification", "welcome", "milestone"])

@@ -23,7 +23,6 @@ from local.aws.mails import read_mails
 from tests.integration.email_campaign import (
     DEFAULT_SENDER,
     UNSUBSCRIBE_LINKS,
-    UNSUBSCRIBE_SETTINGS,
     MailCampaign,
 )
 from tests.integration.reward_campaign import deadline

@@ -21,7 +21,7 @@ from local.aws import Answer, AwsStandIn, FeedbackError, FeedbackSettings, Scrip
 from local.aws.mails import read_mails
 from local.functions import REPOSITORY, Function, FunctionConfiguration
 from local.mappings.sqs import SqsMapping
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS, MailCampaign
 from tests.integration.reward_campaign import deadline
 from tests.ses_events import ses_event
 
@@ -98,7 +98,9 @@ def campaign(connection: Connection) -> MailCampaign:
 @pytest.fixture
 def job(database: Database, aws: AwsStandIn) -> EmailJob:
     sender = SesSender(pool_size=5, configuration_set=None)
-    return EmailJob(database, sender, pool_size=5, default_sender=DEFAULT_SENDER)
+    return EmailJob(
+        database, sender, pool_size=5, default_sender=DEFAULT_SENDER, unsubscribe_links=UNSUBSCRIBE_LINKS
+    )
 
 
 def wait_for(happened: Callable[[], bool]) -> None:

@@ -306,11 +306,8 @@ def test_without_a_database_it_asks_to_try_again_and_says_so_to_operators(serve:
 
 
 def test_a_user_s_row_that_stays_locked_is_not_the_link_s_fault(
-    serve: Serve, campaign: MailCampaign, database_url: str
+    endpoint: Endpoint, campaign: MailCampaign, database_url: str
 ) -> None:
-    endpoint = serve(
-        DATABASE_URL=f"{database_url}{'&' if '?' in database_url else '?'}options=-c%20lock_timeout%3D200"
-    )
     user = campaign.add_user()
     with psycopg.connect(database_url) as locking:
         locking.execute("SELECT FROM campaign_jobs.waitlist_users WHERE id = %s FOR UPDATE", (user,))

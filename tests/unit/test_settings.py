@@ -141,7 +141,15 @@ def test_the_unsubscribe_keys_are_named_in_exactly_one_way(given: tuple[str, ...
 
 @pytest.mark.parametrize(
     "value",
-    ["short", "k" * 31, "k" * 32 + ",", "k" * 32 + ",short", ",".join(["k" * 31] * 2), " " * 40 + "k"],
+    [
+        "short",
+        "k" * 31,
+        "k" * 32 + ",",
+        "k" * 32 + ",short",
+        ",".join(["k" * 31] * 2),
+        " " * 40 + "k",
+        "\udc80" * 40,
+    ],
 )
 def test_unsubscribe_keys_have_at_least_32_bytes_each_and_are_never_repeated(value: str) -> None:
     assert problems(UnsubscribeSettings, {**ANALYTICS, "UNSUBSCRIBE_KEYS": value}) == [

@@ -32,7 +32,13 @@ class _NoJob:
 def _settings(name: str) -> Any:
     of = BY_FUNCTION[name]
     urls = {key: f"https://sqs.example.com/{key}" for key in of.environment_names() if "_QUEUE_URL_" in key}
-    return of.load({"DATABASE_URL": "postgresql://db/jobs", "DEFAULT_SENDER": "a@example.com", **urls})
+    values = {
+        "DATABASE_URL": "postgresql://db/jobs",
+        "DEFAULT_SENDER": "a@example.com",
+        "UNSUBSCRIBE_URL": "https://mail.example.com",
+        "UNSUBSCRIBE_KEYS": "k" * 32,
+    }
+    return of.load({**values, **urls})
 
 
 def _pipeline(job_type: EventJobType) -> Pipeline:

@@ -60,7 +60,11 @@ class UnsubscribeEndpoint:
         # With it comes psycopg, which only a POST with a good token needs.
         from campaign_jobs.database.connection import Database
 
-        return Database.from_settings(self._settings, application_name="campaign-jobs-unsubscribe")
+        return Database.from_settings(
+            self._settings,
+            application_name="campaign-jobs-unsubscribe",
+            timeout_seconds=UNSUBSCRIBE.timeout_seconds,
+        )
 
     def handle(self, event: Mapping[str, Any]) -> dict[str, Any]:
         method = event["requestContext"]["http"]["method"]
