@@ -83,6 +83,8 @@ def main() -> None:
                             **{name: url for name, url in queue_urls.items() if "EMAIL" in name},
                             "DATABASE_URL": url,
                             "DEFAULT_SENDER": f"hello@{DOMAIN}",
+                            "UNSUBSCRIBE_URL": f"https://{DOMAIN}",
+                            "UNSUBSCRIBE_KEYS": "a key of at least thirty-two bytes",
                         },
                         timeout_seconds=EMAIL.timeout_seconds,
                         memory_mb=EMAIL.memory_mb,

@@ -24,7 +24,7 @@ from campaign_jobs.worker.pipeline import SETTLING_SECONDS
 from campaign_jobs.worker.queues import Outgoing, SqsQueues
 from local.aws import Answer, AwsStandIn, ScriptLine
 from local.functions import FunctionConfiguration, FunctionEnvironment, FunctionFailed
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_SETTINGS, MailCampaign
 from tests.integration.half_open import HalfOpenProxy
 
 Invoke = Callable[..., FunctionEnvironment]
@@ -48,7 +48,12 @@ def function(
     made: list[FunctionEnvironment] = []
 
     def make(name: str, timeout_seconds: float, **environment: str) -> FunctionEnvironment:
-        values = {"DATABASE_URL": database_url, "DEFAULT_SENDER": DEFAULT_SENDER, **queue_urls}
+        values = {
+            "DATABASE_URL": database_url,
+            "DEFAULT_SENDER": DEFAULT_SENDER,
+            **UNSUBSCRIBE_SETTINGS,
+            **queue_urls,
+        }
         wanted = BY_FUNCTION[name].environment_names()
         made.append(
             FunctionEnvironment(

@@ -144,7 +144,13 @@ def test_mail_above_the_enforced_rate_waits_and_all_of_it_goes(
     aws.set_account(AccountSettings(max_send_rate=4, enforce_rate=True))
     # All are sent at once, and the rate would need seconds for them, however slow the machine.
     sender = SesSender(pool_size=16, configuration_set=None)
-    job = EmailJob(database, sender, pool_size=16, default_sender=DEFAULT_SENDER)
+    job = EmailJob(
+        database,
+        sender,
+        pool_size=16,
+        default_sender=DEFAULT_SENDER,
+        unsubscribe_links=UNSUBSCRIBE_LINKS,
+    )
     deliveries = [campaign.asks("verification", campaign.add_user()) for _ in range(16)]
     campaign.connection.execute(
         "INSERT INTO campaign_jobs.send_tokens (name, rate, looked_up_at) VALUES ('ses', 500, now())"

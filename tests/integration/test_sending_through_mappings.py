@@ -20,7 +20,7 @@ from local.functions import REPOSITORY, Function, FunctionConfiguration
 from local.kafka import KafkaBroker
 from local.mappings.kafka import KafkaMapping
 from tests.integration.conftest import SENDER_DOMAIN
-from tests.integration.email_campaign import MailCampaign
+from tests.integration.email_campaign import UNSUBSCRIBE_SETTINGS, MailCampaign
 
 QUEUES = ("RETRY_QUEUE_URL_EMAIL", "RETRY_QUEUE_URL_EMAIL_BULK", "DEAD_LETTER_QUEUE_URL_EMAIL")
 
@@ -100,6 +100,7 @@ def start(
                     **running.queue_urls,
                     "DATABASE_URL": database_url,
                     "DEFAULT_SENDER": f"hello@{SENDER_DOMAIN}",
+                    **UNSUBSCRIBE_SETTINGS,
                 },
                 timeout_seconds=timeout_seconds,
                 memory_mb=512,

@@ -34,12 +34,12 @@ class SteppedSender:
         return 1_000_000
 
 
-def email_job(side: Side, sent: list[Mail]) -> EmailJob:
+def email_job(side: Side, sent: list[Mail], sender: SteppedSender | None = None) -> EmailJob:
     """A job that adds what SES accepts to `sent`; one mail at a time, so that only one of the side's threads moves.
 
     Its grants are no boundaries: each is one statement on a row that no other work touches.
     """
-    sender = SteppedSender(side, sent)
+    sender = sender or SteppedSender(side, sent)
     rate = SendRate(side.unstepped_database, sender, share=1)
     return EmailJob(
         side.database,

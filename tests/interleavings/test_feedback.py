@@ -1,29 +1,23 @@
 """Races of the email job with what SES reports of its mails."""
 
 import uuid
-from dataclasses import dataclass
 
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.email.feedback import Feedback
-from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.ses import Mail, SendResult, Unknown
 from campaign_jobs.email.tags import message_tag
 from campaign_jobs.worker.outcomes import Done
-from tests.integration.email_campaign import DEFAULT_SENDER, MailCampaign
+from tests.integration.email_campaign import MailCampaign
 from tests.integration.reward_campaign import deadline
-from tests.interleavings.mailing import email_job
-from tests.interleavings.stepping import Race, Side
+from tests.interleavings.mailing import SteppedSender, email_job
+from tests.interleavings.stepping import Race
 from tests.ses_events import ses_event, sqs_event
 
 NONE_FAILED: dict[str, list[object]] = {"batchItemFailures": []}
 
 
-@dataclass
-class SilentSender:
+class SilentSender(SteppedSender):
     """Takes every mail, but its answer never comes."""
-
-    side: Side
-    sent: list[Mail]
 
     def send(self, mail: Mail) -> SendResult:
         self.side.reaches("SES is asked")
@@ -58,9 +52,7 @@ def test_a_mail_given_up_without_an_answer_counts_as_accepted_once_an_event_prov
     race: Race, connection: Connection
 ) -> None:
     sent: list[Mail] = []
-    job = EmailJob(
-        race.first.database, SilentSender(race.first, sent), pool_size=1, default_sender=DEFAULT_SENDER
-    )
+    job = email_job(race.first, sent, SilentSender(race.first, sent))
     feedback = Feedback(race.second.database)
     for schedule in race.schedules():
         campaign = MailCampaign(connection)
