@@ -41,6 +41,9 @@ test: $(DEV) ## Run all tests, e.g. make test ARGS="tests/unit -k email"
 mutants: $(DEV) ## Remove each guard in turn and prove that a test notices, e.g. make mutants ARGS="--only claim"
 	@python -m tests.mutants $(ARGS)
 
+crash: $(DEV) ## Stop a process at each boundary of each job, e.g. make crash ARGS="-k relay"
+	@python -m pytest tests/crash -s $(ARGS)
+
 check: format-check lint types imports test synth ## Run the full local gate: format, lint, types, imports, tests, synth
 	@echo "All checks passed."
 
@@ -126,4 +129,4 @@ $(CDK): package-lock.json package.json | $(DEV)
 	@npm ci --silent --no-audit --no-fund
 	@touch $@
 
-.PHONY: demo chaos local test fuzz check gates format format-check lint types imports synth schemas bench lock clean help mutants
+.PHONY: demo chaos local test crash fuzz check gates format format-check lint types imports synth schemas bench lock clean help mutants

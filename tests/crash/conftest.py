@@ -1,0 +1,115 @@
+"""Workers that run scenarios side by side, as many as there are processors, and what the scenarios do undisturbed."""
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import psycopg
+import pytest
+
+from local.certificates import make_certificates
+from local.kafka import KafkaBroker, create_topic
+from local.postgres import PostgresServer
+from tests.conftest import TEMPLATE_DATABASE
+from tests.crash.scenario import Rest, Run, Scenario, check_sends
+from tests.crash.state import difference
+from tests.crash.worker import Topic, Worker, working
+from tests.integration.webhook_receiver import NAMES
+
+Stop = tuple[str, int]
+"""A boundary's label, and how many times it is reached."""
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a scenario does when nothing stops it."""
+
+    template: str
+    """The database with what services wrote."""
+    deliveries: list[Any]
+    boundaries: list[dict[str, Any]]
+    known: set[str]
+    """The UUIDs that each run has; any other is new in each."""
+    end: dict[str, Any]
+
+    @property
+    def stops(self) -> list[Stop]:
+        times: Counter[str] = Counter()
+        stops = []
+        for boundary in self.boundaries:
+            times[boundary["label"]] += 1
+            stops.append((boundary["label"], times[boundary["label"]]))
+        return stops
+
+
+@dataclass
+class Stage:
+    server: PostgresServer
+    workers: list[Worker]
+    free: SimpleQueue[Worker]
+    pool: ThreadPoolExecutor
+    _undisturbed: dict[str, Undisturbed] = field(default_factory=dict)
+
+    def undisturbed(self, scenario: Scenario) -> Undisturbed:
+        """Run it twice, the first time it is asked for."""
+        if scenario.name not in self._undisturbed:
+            self._undisturbed[scenario.name] = self._prepare(scenario)
+        return self._undisturbed[scenario.name]
+
+    def run(self, scenario: Scenario, template: str, deliveries: list[Any], stop_at: Stop | None) -> Rest:
+        """One run over a database of its own, by whichever worker is free."""
+        worker = self.free.get()
+        try:
+            with self._database(template) as url:
+                return Run(scenario, worker, url, deliveries).to_rest(stop_at)
+        finally:
+            self.free.put(worker)
+
+    def _prepare(self, scenario: Scenario) -> Undisturbed:
+        template = f"crash_{uuid.uuid4().hex}"
+        url = self.server.create_database(template, template=TEMPLATE_DATABASE)
+        with psycopg.connect(url, autocommit=True) as connection:
+            deliveries = list(scenario.seed(connection))
+        one, other = self.pool.map(
+            lambda stop_at: self.run(scenario, template, deliveries, stop_at), [None, None]
+        )
+        for rest in (one, other):
+            check_sends(rest)
+        known = one.dump.uuids & other.dump.uuids
+        end = one.ends_alike(known, scenario.ignored)
+        assert not (unlike := difference(end, other.ends_alike(known, scenario.ignored))), unlike
+        labels, other_labels = (Counter(item["label"] for item in rest.boundaries) for rest in (one, other))
+        assert labels == other_labels, "two undisturbed runs have different boundaries"
+        return Undisturbed(template, deliveries, one.boundaries, known, end)
+
+    @contextmanager
+    def _database(self, template: str) -> Iterator[str]:
+        name = f"crash_{uuid.uuid4().hex}"
+        yield self.server.create_database(name, template=template)
+        self.server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def stage(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, kafka_broker: KafkaBroker
+) -> Iterator[Stage]:
+    certificates = make_certificates(tmp_path_factory.mktemp("certificates"), NAMES)
+    count = min(max(os.cpu_count() or 1, 2), 4)
+    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        # Each imports everything, so they start together.
+        managers = []
+        for number in range(count):
+            create_topic(kafka_broker.bootstrap_servers, f"crash-{number}", partitions=1)
+            topic = stack.enter_context(Topic(kafka_broker.bootstrap_servers, f"crash-{number}"))
+            managers.append(working(tmp_path_factory.mktemp("worker"), certificates, topic))
+        workers = list(pool.map(stack.enter_context, managers))
+        free: SimpleQueue[Worker] = SimpleQueue()
+        for worker in workers:
+            free.put(worker)
+        yield Stage(postgres_server, workers, free, pool)
