@@ -11,6 +11,7 @@ from tests.crash import (
     reward_scenarios,
     schedule_scenarios,
     unroutable_scenarios,
+    unsubscribe_scenarios,
 )
 from tests.crash.scenario import Scenario
 
@@ -23,4 +24,5 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *unroutable_scenarios.SCENARIOS,
     *schedule_scenarios.SCENARIOS,
     *relay_scenarios.SCENARIOS,
+    *unsubscribe_scenarios.SCENARIOS,
 )

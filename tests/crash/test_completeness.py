@@ -24,6 +24,7 @@ _CALLS: Final = frozenset(
 
 ELSEWHERE: Final = {
     "database.connection:_conninfo_from_secret": "reads the password, and changes nothing",
+    "email.unsubscribing.keys:_keys_from_secret": "reads the keys, and changes nothing",
     "fraud.cases:_decide": "an operator's transaction",
     "fraud.cases:confirm": "an operator's transaction",
     "fraud.cases:dismiss": "an operator's transaction",

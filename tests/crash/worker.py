@@ -20,6 +20,7 @@ from local.functions import PYTHON_PATH, REPOSITORY, FunctionConfiguration
 from local.processes import die_with_parent, in_lasting_thread
 from local.runtime import receive_frame, send_frame
 from tests.crash.aws import Aws, serving_aws
+from tests.integration.email_campaign import UNSUBSCRIBE_SETTINGS
 from tests.integration.webhook_receiver import Receiver, receiving
 
 POOL_SIZE = 2
@@ -135,6 +136,7 @@ class Worker:
             "WEBHOOK_TEST_CA_FILE": str(self.certificates.ca_file),
             "KAFKA_BROKERS": self.topic.bootstrap_servers,
             "KAFKA_JOB_TOPIC": self.topic.name,
+            **UNSUBSCRIBE_SETTINGS,
         }
         for job_type in EVENT_JOB_TYPES:
             known[job_type.dead_letter_queue_setting] = self.aws.queue_url(f"{job_type.name}-dead-letters")
