@@ -60,6 +60,7 @@ def test_a_connection_that_dies_in_a_transaction_lets_its_lock_go(
     far: Database, proxy: HalfOpenProxy, connection: Connection
 ) -> None:
     connection.execute("SET statement_timeout = '60s'")
+    freed = False
     with pytest.raises(DatabaseUnavailable), far.transaction() as inside:
         inside.execute(LOCK_ALL)
         with pytest.raises(psycopg.errors.LockNotAvailable):
@@ -67,7 +68,9 @@ def test_a_connection_that_dies_in_a_transaction_lets_its_lock_go(
         proxy.freeze()
         # It would wait for ever if nothing but the connection's end freed the lock.
         connection.execute(LOCK_ALL)
+        freed = True
         inside.execute("SELECT 1")
+    assert freed
     with far.transaction() as inside:
         assert inside.execute("SELECT 1").fetchone() == (1,)
 
