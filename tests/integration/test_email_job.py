@@ -675,6 +675,34 @@ def test_what_the_rate_leaves_no_room_for_fails_the_batch_and_spends_nothing(
     assert set(sender.sent.values()) == {1}
 
 
+def test_a_bucket_that_somebody_keeps_locked_stops_the_batch_and_leaves_no_claim(
+    database_url: str, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    # Such a function's statements wait half a second for a lock.
+    impatient = Database(database_url, timeout_seconds=12)
+    deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(25)]
+    with psycopg.connect(database_url) as holder:
+        holding = threading.Lock()
+
+        def lock_the_bucket(_: Mail) -> None:
+            with holding:
+                holder.execute("SELECT FROM campaign_jobs.send_tokens FOR UPDATE")
+
+        sender.answer = lock_the_bucket
+        with pytest.raises(SendingStopped, match="its row is locked"):
+            process(job_of(impatient, sender), *deliveries)
+        assert campaign.statuses() == {"accepted": 10, "released": 15}
+        # The next one is stopped before it claims anything.
+        with pytest.raises(SendingStopped, match="its row is locked"):
+            process(job_of(impatient, sender), *deliveries)
+        assert campaign.statuses() == {"accepted": 10, "released": 15}
+        holder.rollback()
+    sender.answer = lambda mail: None
+    assert process(job_of(impatient, sender), *deliveries) == [Done()] * 25
+    assert set(sender.sent.values()) == {1}
+    impatient.close()
+
+
 def test_in_a_mixed_batch_bulk_mail_comes_last(
     job: EmailJob, campaign: MailCampaign, sender: RecordingSender
 ) -> None:

@@ -42,7 +42,7 @@ from campaign_jobs.email.ses import (
     Unknown,
 )
 from campaign_jobs.email.unsubscribing.links import UnsubscribeLinks
-from campaign_jobs.errors import BatchStopped, RateExhausted, TemplateError
+from campaign_jobs.errors import BatchStopped, RateExhausted, SendingStopped, TemplateError
 from campaign_jobs.events import EmailEvent, as_value
 from campaign_jobs.observability import log_unexpected, logger_of
 from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
@@ -242,38 +242,38 @@ class EmailJob:
         waiting = sorted((item for item in ready if item.event_id in claimed_ids), key=lambda item: item.bulk)
         pause = FIRST_PAUSE_SECONDS
         rate_is_short = False
-        while waiting and deadline.remaining_seconds() > POOLFUL_SECONDS:
-            granted, rate_is_short = self._ask_for_tokens(waiting[: self._pool_size], deadline)
-            if not granted:
-                break
-            poolful, waiting = waiting[:granted], waiting[granted:]
-            answers = self._send_side_by_side(poolful)
-            stopped = next((answer for answer in answers if isinstance(answer, BatchStopped)), None)
-            answered = list(zip(poolful, answers, strict=True))
-            throttled = [item for item, answer in answered if isinstance(answer, Throttled)]
-            waiting = throttled + waiting
-            if stopped is not None:
-                answered += [(item, stopped) for item in waiting]
-            if any(isinstance(answer, (Unknown, _Broke)) for answer in answers):
-                self._unanswered.append(claim_token)
-            refused = self._record(answered, claim_token)
-            if stopped is not None:
-                raise stopped
-            outcomes |= {
-                item.event_id: _outcome(answer, claim_for)
-                for item, answer in answered
-                if not isinstance(answer, Throttled)
-            } | refused
-            if throttled:
-                rate_is_short = True
-                self._rate.pause(pause)
-                pause = min(pause * 2, LAST_PAUSE_SECONDS)
-            else:
-                pause = FIRST_PAUSE_SECONDS
-        if waiting and rate_is_short:
-            exhausted = RateExhausted("the send rate leaves no room for the rest before the deadline")
-            self._record([(item, exhausted) for item in waiting], claim_token)
-            raise exhausted
+        try:
+            while waiting and deadline.remaining_seconds() > POOLFUL_SECONDS:
+                granted, rate_is_short = self._ask_for_tokens(waiting[: self._pool_size], deadline)
+                if not granted:
+                    break
+                poolful, waiting = waiting[:granted], waiting[granted:]
+                answers = self._send_side_by_side(poolful)
+                stopped = next((answer for answer in answers if isinstance(answer, BatchStopped)), None)
+                answered = list(zip(poolful, answers, strict=True))
+                throttled = [item for item, answer in answered if isinstance(answer, Throttled)]
+                waiting = throttled + waiting
+                if any(isinstance(answer, (Unknown, _Broke)) for answer in answers):
+                    self._unanswered.append(claim_token)
+                refused = self._record(answered, claim_token)
+                if stopped is not None:
+                    raise stopped
+                outcomes |= {
+                    item.event_id: _outcome(answer, claim_for)
+                    for item, answer in answered
+                    if not isinstance(answer, Throttled)
+                } | refused
+                if throttled:
+                    rate_is_short = True
+                    self._rate.pause(pause)
+                    pause = min(pause * 2, LAST_PAUSE_SECONDS)
+                else:
+                    pause = FIRST_PAUSE_SECONDS
+            if waiting and rate_is_short:
+                raise RateExhausted("the send rate leaves no room for the rest before the deadline")
+        except SendingStopped as error:
+            self._record([(item, error) for item in waiting], claim_token)
+            raise
         if waiting:
             no_time = Failed("no time was left in this invocation")
             self._record([(item, no_time) for item in waiting], claim_token)

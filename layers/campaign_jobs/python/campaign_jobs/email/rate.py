@@ -1,7 +1,11 @@
 """The account's SES rate, shared by all functions that run at the same time: a token bucket in PostgreSQL."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
+
+import psycopg
 
 from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Connection, Database
@@ -83,7 +87,8 @@ class SendRate:
     """One function's access to the bucket.
 
     All functions together send at most the account's rate times `share`, and after a pause of a second or more at once
-    what has gathered: at most a second's rate, and never less than two mails.
+    what has gathered: at most a second's rate, or two mails where that is less. Each method raises SendingStopped where
+    somebody keeps the bucket locked.
     """
 
     def __init__(self, database: Database, sender: EmailSender, *, share: float) -> None:
@@ -97,7 +102,7 @@ class SendRate:
 
         Raises SendingStopped when the account may not send, or when its rate has never been learned.
         """
-        with self._database.transaction() as connection:
+        with self._bucket() as connection:
             if connection.execute(_LOOK_UP, {"name": SES}).fetchone() is None:
                 return
         try:
@@ -117,7 +122,7 @@ class SendRate:
 
     def take(self, wanted: int, *, bulk: bool) -> Grant:
         """Ask for up to `wanted` mails; the bulk lane leaves a reserve to the other one."""
-        with self._database.transaction() as connection:
+        with self._bucket() as connection:
             return take(connection, wanted, bulk=bulk)
 
     def pause(self, seconds: float) -> None:
@@ -125,13 +130,21 @@ class SendRate:
         self._execute(_PAUSE, seconds=seconds)
 
     def _is_known(self) -> bool:
-        with self._database.transaction() as connection:
+        with self._bucket() as connection:
             row = connection.execute(_STORED, {"name": SES}).fetchone()
         return row is not None and row[0] is not None
 
     def _execute(self, statement: str, **parameters: float) -> None:
-        with self._database.transaction() as connection:
+        with self._bucket() as connection:
             connection.execute(statement, {"name": SES, **parameters})
+
+    @contextmanager
+    def _bucket(self) -> Iterator[Connection]:
+        try:
+            with self._database.transaction() as connection:
+                yield connection
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+            raise SendingStopped("the account's send rate cannot be asked for: its row is locked") from error
 
 
 def take(connection: Connection, wanted: int, *, bulk: bool) -> Grant:
