@@ -18,6 +18,7 @@ NAMES: Final = (
     "templates",
     "settings",
     "backfills",
+    "tokens",
 )
 CORPUS: Final = Path(__file__).resolve().parent.parent / "corpus"
 
