@@ -29,6 +29,7 @@ from campaign_jobs.reward.webhooks.client import HttpsWebhookClient
 from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done
 from local.postgres import PostgresServer
+from tests.conftest import TEMPLATE_DATABASE
 from tests.integration.email_campaign import UNSUBSCRIBE_LINKS
 
 PEOPLE = 40_000
@@ -86,7 +87,7 @@ class Publisher:
 
 @pytest.fixture(scope="module")
 def large_database(postgres_server: PostgresServer) -> Iterator[str]:
-    url = postgres_server.create_database("query_plans", template="campaign_jobs_template")
+    url = postgres_server.create_database("query_plans", template=TEMPLATE_DATABASE)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(FILL.encode())
         connection.execute("VACUUM ANALYZE")

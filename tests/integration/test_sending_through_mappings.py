@@ -177,6 +177,7 @@ def test_an_account_that_is_paused_keeps_its_batches_and_spends_nothing(
     assert running.in_queues() == 0
 
 
+@pytest.mark.timeout(300)  # Its batch lives until its deadline, several times over.
 def test_a_rate_that_is_used_up_until_the_deadline_fails_the_batch_and_the_rest_goes_later(
     start: Start, aws: AwsStandIn
 ) -> None:
