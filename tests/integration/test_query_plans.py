@@ -79,6 +79,9 @@ class Sender:
     def send(self, _: Mail) -> SendResult:
         return Accepted("accepted")
 
+    def max_send_rate(self) -> float:
+        return 1_000_000
+
 
 class Publisher:
     def publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
