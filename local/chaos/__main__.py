@@ -17,7 +17,12 @@ from typing import Final
 import psycopg
 from rich.console import Console
 
+from campaign_jobs.email.job import POOLFUL_SECONDS
 from campaign_jobs.errors import CampaignJobsError
+from campaign_jobs.position.job import RUN_RESERVE_SECONDS
+from campaign_jobs.reward.job import RECORDING_SECONDS
+from campaign_jobs.reward.webhooks.client import TOTAL_SECONDS as WEBHOOK_SECONDS
+from campaign_jobs.worker.pipeline import SETTLING_SECONDS
 from local.chaos.faults import Breaker
 from local.chaos.judge import Judge, KilledBy, Verdict
 from local.chaos.plan import STEPS_PER_SECOND, Plan, Step, make_plan
@@ -33,10 +38,16 @@ from local.system import LocalSystem, Tuning, fresh_directory
 ENDED_BY_A_RECORD: Final = "ended by a record"
 QUIET_SECONDS: Final = 900
 SHOWN_FINDINGS: Final = 20
-# As short as the functions' own reserves allow, because a claim of a killed process lasts as long as its invocation
-# could have, and so does the visibility of its message.
+# Not much longer than the least that each job needs, because a claim of a killed process lasts as long as its
+# invocation could have, and so does the visibility of its message.
+_SECONDS_TO_WORK: Final = 10
 TUNING: Final = Tuning(
-    timeout_seconds={"email": 26, "reward": 30, "position": 40, "unroutable": 10},
+    timeout_seconds={
+        "email": SETTLING_SECONDS + POOLFUL_SECONDS + _SECONDS_TO_WORK,
+        "reward": SETTLING_SECONDS + WEBHOOK_SECONDS + RECORDING_SECONDS + _SECONDS_TO_WORK,
+        "position": SETTLING_SECONDS + RUN_RESERVE_SECONDS + _SECONDS_TO_WORK,
+        "unroutable": 10,
+    },
     concurrency={"email": 4, "reward": 3, "position": 3, "unroutable": 2},
     members=2,
     # More batches to be killed in, and a batch that a killer was in is handed on well within the shortest time-out.

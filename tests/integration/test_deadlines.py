@@ -5,6 +5,7 @@ import json
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,10 +13,10 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from campaign_jobs.catalog import EVENT_JOB_TYPES
+from campaign_jobs.catalog import EVENT_JOB_TYPES, UNROUTABLE
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.email.job import POOLFUL_SECONDS
-from campaign_jobs.errors import OutOfTime, QueueUnavailable
+from campaign_jobs.errors import InvocationTooShort, OutOfTime, QueueUnavailable
 from campaign_jobs.position.job import RUN_RESERVE_SECONDS
 from campaign_jobs.reward.job import RECORDING_SECONDS
 from campaign_jobs.reward.webhooks.client import TOTAL_SECONDS
@@ -28,6 +29,12 @@ from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_SETTING
 from tests.integration.half_open import HalfOpenProxy
 
 Invoke = Callable[..., FunctionEnvironment]
+
+LEAST_SECONDS = {
+    "email": POOLFUL_SECONDS,
+    "position": RUN_RESERVE_SECONDS,
+    "reward": TOTAL_SECONDS + RECORDING_SECONDS,
+}
 
 
 @pytest.fixture
@@ -131,14 +138,13 @@ def test_mails_that_a_slow_ses_leaves_no_time_for_are_handed_on_unspent(
     assert email.cold_starts == 1
 
 
-@pytest.mark.parametrize("name", ["email", "reward", "position"])
 def test_a_database_that_stops_answering_fails_the_batch_in_time(
-    function: Invoke, database_url: str, connection: Connection, queue_urls: dict[str, str], name: str
+    function: Invoke, database_url: str, connection: Connection, queue_urls: dict[str, str]
 ) -> None:
     campaign = MailCampaign(connection)
     user = campaign.add_user()
     user_reward = campaign.earn(campaign.add_reward("email"), user)
-    event = {
+    events = {
         "email": campaign.event("verification", user),
         "reward": {
             "id": "r",
@@ -152,21 +158,27 @@ def test_a_database_that_stops_answering_fails_the_batch_in_time(
             "data": {"campaign_id": str(campaign.id)},
             "timestamp": "2025-01-01T12:00:00Z",
         },
-    }[name]
+    }
     port = urlsplit(database_url).port
-    with HalfOpenProxy(port or 5432) as proxy:
-        url = database_url.replace(f":{port}/", f":{proxy.port}/")
-        job = function(name, SETTLING_SECONDS + 5, DATABASE_URL=url)
-        # It opens the connection, and most jobs have too little time left for more.
-        assert job.invoke(from_kafka([event]), qualifier=name)
-        handed_on(queue_urls)
-        proxy.freeze()
-        with pytest.raises(FunctionFailed) as caught:
-            job.invoke(from_kafka([{**event, "id": "another"}]), qualifier=name)
-        assert caught.value.error_type == OutOfTime.__name__
-        assert handed_on(queue_urls) == []
-        assert job.invoke(from_kafka([{**event, "id": "another"}]), qualifier=name)
-        assert job.cold_starts == 1
+
+    def stops_answering(name: str) -> None:
+        event = events[name]
+        with HalfOpenProxy(port or 5432) as proxy:
+            url = database_url.replace(f":{port}/", f":{proxy.port}/")
+            job = function(name, SETTLING_SECONDS + LEAST_SECONDS[name] + 1, DATABASE_URL=url)
+            # It opens the connection, which the next invocation then finds dead.
+            assert job.invoke(from_kafka([event]), qualifier=name) == {"processed": 1}
+            proxy.freeze()
+            with pytest.raises(FunctionFailed) as caught:
+                job.invoke(from_kafka([{**event, "id": "another"}]), qualifier=name)
+            assert caught.value.error_type == OutOfTime.__name__
+            assert job.invoke(from_kafka([{**event, "id": "another"}]), qualifier=name)
+            assert job.cold_starts == 1
+
+    # Each waits for most of its invocation, so they do it at the same time.
+    with ThreadPoolExecutor(len(events)) as pool:
+        list(pool.map(stops_answering, events))
+    assert handed_on(queue_urls) == []
 
 
 def test_a_table_that_somebody_locks_fails_the_batch_in_time(
@@ -211,11 +223,20 @@ def test_a_slow_queue_takes_the_messages_of_a_full_batch(
 
 
 def test_every_job_has_time_to_work_beside_settling() -> None:
-    needed = {
-        "email": POOLFUL_SECONDS,
-        "position": RUN_RESERVE_SECONDS,
-        "reward": TOTAL_SECONDS + RECORDING_SECONDS,
-        "unroutable": 0,
-    }
+    assert {UNROUTABLE.name, *LEAST_SECONDS} == {job_type.name for job_type in EVENT_JOB_TYPES}
     for job_type in EVENT_JOB_TYPES:
-        assert job_type.timeout_seconds - SETTLING_SECONDS >= 2 * needed[job_type.name]
+        assert job_type.timeout_seconds - SETTLING_SECONDS >= 2 * LEAST_SECONDS.get(job_type.name, 0)
+
+
+@pytest.mark.parametrize("name", LEAST_SECONDS)
+def test_a_time_out_that_leaves_no_time_to_work_fails_the_batch(
+    function: Invoke, queue_urls: dict[str, str], name: str
+) -> None:
+    """Otherwise each event would go from the retry queue to the retry queue for ever, and spend nothing."""
+    job = function(name, SETTLING_SECONDS + LEAST_SECONDS[name] - 1)
+    with pytest.raises(
+        FunctionFailed, match=rf"allowed are {SETTLING_SECONDS + LEAST_SECONDS[name]:g} s or more"
+    ) as caught:
+        job.invoke(from_kafka([{"id": "any"}]), qualifier=name)
+    assert caught.value.error_type == InvocationTooShort.__name__
+    assert handed_on(queue_urls) == []

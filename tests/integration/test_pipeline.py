@@ -90,6 +90,7 @@ class ScriptedJob:
     outcome: Callable[[Delivery[Any]], Outcome] = lambda delivery: Done()
     batches: list[list[Delivery[Any]]] = field(default_factory=list)
     given_up: list[tuple[str, str]] = field(default_factory=list)
+    least_seconds: float = 0
 
     def process(self, deliveries: Sequence[Delivery[Any]], deadline: Deadline) -> Sequence[Outcome]:
         assert 0 < deadline.remaining_seconds() <= 100

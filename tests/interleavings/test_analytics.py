@@ -13,6 +13,8 @@ from tests.interleavings.services import writes
 from tests.interleavings.stepping import Race
 
 DAYS_AGO = datetime.now(UTC).replace(minute=30, second=0, microsecond=0) - timedelta(days=3)
+# Well within the trailing hours, however long after the import it is looked for.
+HOURS_AGO = DAYS_AGO + timedelta(days=2, hours=12)
 BACKFILL = {
     "backfill": {
         "from": DAYS_AGO.isoformat(),
@@ -68,8 +70,8 @@ def test_runs_never_overlap_and_count_once(race: Race, connection: Connection, o
     first.run({})
     event: dict[str, Any] = {} if other == "scheduled" else BACKFILL
     for schedule in race.schedules():
-        # One that a scheduled run no longer looks for, one for both, one for the scheduled run.
-        for moment in (DAYS_AGO + timedelta(minutes=40), DAYS_AGO + timedelta(days=2), datetime.now(UTC)):
+        # One that only the backfill looks for, and two for the scheduled run, one of them late.
+        for moment in (DAYS_AGO + timedelta(minutes=40), HOURS_AGO, datetime.now(UTC)):
             signups.happens(moment)
         before = signups.watermark()
         reports: tuple[AnalyticsReport, AnalyticsReport] = schedule.run(

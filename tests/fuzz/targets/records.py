@@ -22,6 +22,8 @@ _JOB_TYPES: Final = (EMAIL, POSITION, REWARD)
 
 
 class _NoJob:
+    least_seconds = 0.0
+
     def process(self, deliveries: Sequence[Any], deadline: Any) -> Sequence[Any]:
         raise AssertionError("nothing is processed here")
 

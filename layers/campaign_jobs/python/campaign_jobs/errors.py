@@ -51,6 +51,10 @@ class UnknownLane(BatchStopped):
     """An invocation does not say for which of its function's lanes it is; it must be by a lane's alias."""
 
 
+class InvocationTooShort(BatchStopped):
+    """The function's time-out leaves its job no time to work, so everything would be handed on for ever."""
+
+
 class RateExhausted(SendingStopped):
     """The account's send rate leaves no room for the rest of the batch before the invocation's deadline."""
 

@@ -90,6 +90,8 @@ _Answer = SendResult | BatchStopped | _Broke
 class EmailJob:
     """Sends the mails of a batch of events."""
 
+    least_seconds: Final = POOLFUL_SECONDS
+
     def __init__(
         self,
         database: Database,

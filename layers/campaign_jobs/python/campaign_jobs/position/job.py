@@ -41,6 +41,8 @@ class PositionJob:
     `missing_row_patience` is how long a campaign that is not there yet is waited for.
     """
 
+    least_seconds: Final = RUN_RESERVE_SECONDS
+
     def __init__(self, database: Database, *, missing_row_patience: timedelta = MISSING_ROW_PATIENCE) -> None:
         self._database = database
         self._patience = missing_row_patience

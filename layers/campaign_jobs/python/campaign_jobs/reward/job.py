@@ -90,6 +90,10 @@ class RewardJob:
         self._pool = ThreadPoolExecutor(max_workers=pool_size, thread_name_prefix="webhook")
         self._logger = logger_of(REWARD.name)
 
+    @property
+    def least_seconds(self) -> float:
+        return self._client.total_seconds + RECORDING_SECONDS
+
     def process(self, deliveries: Sequence[RewardDelivery], deadline: Deadline) -> Sequence[Outcome]:
         """Deliver what may be delivered. Raises DatabaseUnavailable."""
         with self._database.within(deadline):
@@ -209,7 +213,7 @@ class RewardJob:
         repeat_on_conflict(self._database, lambda connection: store.release(connection, ids, claim))
 
     def _has_time(self, deadline: Deadline) -> bool:
-        return deadline.remaining_seconds() > self._client.total_seconds + RECORDING_SECONDS
+        return deadline.remaining_seconds() > self.least_seconds
 
     def _post(self, webhook: _Webhook) -> _Posted:
         attempted_at = datetime.now(UTC)

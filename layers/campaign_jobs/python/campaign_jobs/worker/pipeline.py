@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from campaign_jobs import events
 from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
 from campaign_jobs.database.connection import Database
-from campaign_jobs.errors import BatchStopped, InvalidEvent, NotOurs, UnknownLane
+from campaign_jobs.errors import BatchStopped, InvalidEvent, InvocationTooShort, NotOurs, UnknownLane
 from campaign_jobs.observability import log_unexpected, logger_of, publish_metrics
 from campaign_jobs.settings import EventJobSettings
 from campaign_jobs.worker.delivery import ANSWERING_SECONDS, Deadline, Delivery
@@ -26,6 +26,11 @@ SETTLING_SECONDS: Final = SEND_SECONDS + 1.0
 
 class EventJob(Protocol):
     """One job type's work on a batch."""
+
+    @property
+    def least_seconds(self) -> float:
+        """With less than this left of an invocation, besides SETTLING_SECONDS, it starts nothing any more."""
+        ...
 
     def process(self, deliveries: Sequence[Delivery[Any]], deadline: Deadline) -> Sequence[Outcome]:
         """Do the work and return one outcome for each delivery, in order.
@@ -113,6 +118,7 @@ class Pipeline:
             lane = lane_of(self._job_type, context.invoked_function_arn)
             counts: Counter[str] = Counter()
             working = deadline.earlier(SETTLING_SECONDS)
+            self._refuse_what_is_too_short(working)
             with (
                 self._database.within(deadline.earlier(ANSWERING_SECONDS)),
                 self._isolation.records_of(event, lane, now=now, counts=counts) as received,
@@ -128,6 +134,15 @@ class Pipeline:
             {"duration": time.monotonic() - started},
         )
         return counts
+
+    def _refuse_what_is_too_short(self, working: Deadline) -> None:
+        """Whoever lowers a function's time-out learns of it by failed batches, not by a queue that goes in circles."""
+        if working.remaining_seconds() < self._job.least_seconds:
+            least = SETTLING_SECONDS + self._job.least_seconds
+            raise InvocationTooShort(
+                f"the time-out leaves {working.remaining_seconds() + SETTLING_SECONDS:.1f} s to an invocation of"
+                f" {self._job_type.name}; allowed are {least:g} s or more"
+            )
 
     def _handle(
         self, batch_received: Sequence[Received], lane: Lane, deadline: Deadline, now: datetime
