@@ -19,6 +19,10 @@ from local.postgres import PostgresServer
 TEMPLATE_DATABASE = f"campaign_jobs_template_{uuid.uuid4().hex}"
 
 
+LONGEST = ("e2e", "crash", "test_killers", "test_deadlines", "infrastructure")
+"""Groups of tests that take longest, the longest first; the others follow in any order."""
+
+
 class SharedServer(PostgresServer):
     """A server that somebody else has started on this machine."""
 
@@ -31,6 +35,18 @@ def _in_memory() -> Path | None:
     shared_memory = Path("/dev/shm")
     roomy = shared_memory.is_dir() and shutil.disk_usage(shared_memory).free > 4 * 2**30
     return shared_memory if roomy and os.access(shared_memory, os.W_OK) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares servers or a synthesis stays with one worker (`make test`), and the longest begin first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: LONGEST.index(_group(item)) if _group(item) in LONGEST else len(LONGEST))
+
+
+def _group(item: pytest.Item) -> str:
+    directory, file = item.path.parent.name, item.path.stem
+    return directory if directory in ("infrastructure", "crash", "e2e") else file
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from confluent_kafka import Producer
 from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.email.job import POOLFUL_SECONDS
+from campaign_jobs.worker.pipeline import SETTLING_SECONDS
 from local.aws import AccountSettings, AwsStandIn
 from local.aws.mails import read_mails
 from local.functions import REPOSITORY, Function, FunctionConfiguration
@@ -182,7 +183,7 @@ def test_a_rate_that_is_used_up_until_the_deadline_fails_the_batch_and_the_rest_
     start: Start, aws: AwsStandIn
 ) -> None:
     aws.set_account(AccountSettings(max_send_rate=5))
-    running = start(timeout_seconds=POOLFUL_SECONDS + 4)
+    running = start(timeout_seconds=SETTLING_SECONDS + POOLFUL_SECONDS + 4)
     campaign = running.campaign
     users = [campaign.add_user() for _ in range(50)]
     running.publish(*(campaign.event("welcome", user) for user in users))
