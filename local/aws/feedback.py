@@ -116,13 +116,16 @@ class SesFeedback:
                 self._sender = threading.Thread(target=self._send, name="ses events", daemon=True)
                 self._sender.start()
 
-    def accepted(self, request: dict[str, Any], message_id: str) -> None:
-        """Schedule what SES reports of this mail (a SendEmail request)."""
+    def accepted(self, request: dict[str, Any], message_id: str, scenario: str | None = None) -> None:
+        """Schedule what SES reports of this mail (a SendEmail request).
+
+        `scenario` is one of the simulator's, in the place of the one that the mail's address names.
+        """
         with self._changed:
             settings = self._settings
             if settings is None:
                 return
-            for event in _events_of(request, message_id, settings.region):
+            for event in _events_of(request, message_id, settings.region, scenario):
                 if self._random.random() < settings.lost:
                     continue
                 copies = 2 if self._random.random() < settings.repeated else 1
@@ -171,7 +174,9 @@ class SesFeedback:
         )
 
 
-def _events_of(request: dict[str, Any], message_id: str, region: str) -> list[dict[str, Any]]:
+def _events_of(
+    request: dict[str, Any], message_id: str, region: str, scenario: str | None
+) -> list[dict[str, Any]]:
     destination = [to for addresses in request.get("Destination", {}).values() for to in addresses]
     configuration_set = request.get("ConfigurationSetName", "local")
     mail = {
@@ -187,7 +192,7 @@ def _events_of(request: dict[str, Any], message_id: str, region: str) -> list[di
             **{tag["Name"]: [tag["Value"]] for tag in request.get("EmailTags", [])},
         },
     }
-    happened = [("Send", "Email Sent", {}), *_scenario(destination)]
+    happened = [("Send", "Email Sent", {}), *_SCENARIOS[scenario or _scenario(destination)]]
     return [
         {
             "version": "0",
@@ -207,10 +212,10 @@ def _events_of(request: dict[str, Any], message_id: str, region: str) -> list[di
     ]
 
 
-def _scenario(destination: Sequence[str]) -> Sequence[tuple[str, str, dict[str, Any]]]:
+def _scenario(destination: Sequence[str]) -> str:
     address = parseaddr(destination[0])[1].lower() if destination else ""
     name = address.removesuffix(_SIMULATOR).partition("+")[0] if address.endswith(_SIMULATOR) else "success"
-    return _SCENARIOS[name] if name in _SCENARIOS else _SCENARIOS["success"]
+    return name if name in _SCENARIOS else "success"
 
 
 def _reported(event_type: str, part: dict[str, Any], destination: Sequence[str]) -> dict[str, Any]:

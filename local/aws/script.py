@@ -1,4 +1,4 @@
-"""A script of what SES answers, for tests: some recipients are throttled, paused, rejected or kept waiting."""
+"""A script of what becomes of mails: SES throttles, pauses, rejects or answers late, or the mail bounces or annoys."""
 
 import json
 import re
@@ -15,7 +15,10 @@ class ScriptError(CampaignJobsError):
 
 
 class Answer(StrEnum):
-    """What SES answers in place of accepting the mail. The error codes are those of its API reference (SendEmail)."""
+    """What becomes of a mail other than being accepted and delivered.
+
+    The error codes are those of SES's API reference (SendEmail).
+    """
 
     THROTTLE = "throttle"
     """HTTP 429, TooManyRequestsException."""
@@ -25,6 +28,10 @@ class Answer(StrEnum):
     """MessageRejected."""
     TIMEOUT = "timeout"
     """The mail is accepted, but the answer comes only after `seconds`, when the client may have given up."""
+    BOUNCE = "bounce"
+    """The mail is accepted and bounces for good, as to bounce@simulator.amazonses.com."""
+    COMPLAINT = "complaint"
+    """The mail is delivered and its reader complains, as with complaint@simulator.amazonses.com."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The server process of the stand-in: moto, with mails kept as files and SES's refusals scripted."""
+"""The server process of the stand-in: moto, with mails kept as files and what becomes of them scripted."""
 
 import io
 import json
@@ -40,6 +40,8 @@ _REFUSALS: Final = {
     Answer.PAUSED: ("400 BAD REQUEST", "SendingPausedException", "Sending is paused for this account."),
     Answer.REJECT: ("400 BAD REQUEST", "MessageRejected", "Email content was rejected."),
 }
+# What SES accepts and then reports; the values are those of the mailbox simulator.
+_REPORTED: Final = {Answer.BOUNCE, Answer.COMPLAINT}
 
 
 class SendEmail:
@@ -98,7 +100,8 @@ class SendEmail:
         if status.startswith("200") and "Simple" in request["Content"]:
             message_id = json.loads(content)["MessageId"]
             self._mails.add(request, message_id)
-            self._feedback.accepted(request, message_id)
+            scenario = line.answer if line is not None and line.answer in _REPORTED else None
+            self._feedback.accepted(request, message_id, scenario)
         if line is not None and line.answer is Answer.TIMEOUT:
             self.closing.wait(line.seconds)
         start_response(status, headers.to_wsgi_list())

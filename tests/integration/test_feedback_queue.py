@@ -149,6 +149,38 @@ def test_what_becomes_of_mails_to_the_mailbox_simulator(
     assert list(job.process([again], deadline(100))) == [Skipped("the address is suppressed: complaint")]
 
 
+def test_a_script_makes_any_address_bounce_or_its_reader_complain_as_often_as_it_says(
+    aws: AwsStandIn, mapping: SqsMapping, job: EmailJob, campaign: MailCampaign, connection: Connection
+) -> None:
+    users = {name: campaign.add_user(email=f"{name}@example.org") for name in ("dead", "annoyed", "fine")}
+    aws.play(
+        [
+            ScriptLine(r"^dead@example\.org$", Answer.BOUNCE),
+            ScriptLine(r"^annoyed@example\.org$", Answer.COMPLAINT, times=1),
+        ]
+    )
+    mails = {name: campaign.asks("welcome", user) for name, user in users.items()}
+    assert list(job.process(list(mails.values()), deadline(100))) == [Done()] * 3
+    # Send; a bounce and two deliveries; and what followed one of these.
+    wait_for(lambda: recorded(connection) == 3 + 3 + 1)
+    assert {name: campaign.mail(mail, "delivery_status") for name, mail in mails.items()} == {
+        "dead": ("bounced",),
+        "annoyed": ("complained",),
+        "fine": ("delivered",),
+    }
+    suppressed = connection.execute("SELECT address, reason FROM campaign_jobs.email_suppressions")
+    assert dict(suppressed.fetchall()) == {"dead@example.org": "bounce", "annoyed@example.org": "complaint"}
+    # Somebody lifts both: the address is as dead as before, and the reader has complained once.
+    connection.execute("DELETE FROM campaign_jobs.email_suppressions")
+    again = {name: campaign.asks("verification", users[name]) for name in ("dead", "annoyed")}
+    assert list(job.process(list(again.values()), deadline(100))) == [Done()] * 2
+    wait_until_told(aws, mapping)
+    assert {name: campaign.mail(mail, "delivery_status") for name, mail in again.items()} == {
+        "dead": ("bounced",),
+        "annoyed": ("delivered",),
+    }
+
+
 def test_events_that_come_twice_and_out_of_order(
     aws: AwsStandIn,
     queue_url: str,

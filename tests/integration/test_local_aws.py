@@ -194,7 +194,7 @@ def test_a_wrong_account_is_refused(text: str) -> None:
         ('[{"match": "(", "answer": "reject"}]', r"line 1: match '\(' is not a regular expression"),
         (
             '[{"match": "a", "answer": "explode"}]',
-            "line 1: answer 'explode' is not one of throttle, paused, reject, timeout",
+            "line 1: answer 'explode' is not one of throttle, paused, reject, timeout, bounce, complaint",
         ),
         ('[{"match": "a", "answer": "reject", "times": 0}]', "line 1: times 0 is not a whole number"),
         ('[{"match": "a", "answer": "timeout", "seconds": "1"}]', "line 1: seconds '1' is not a number"),
