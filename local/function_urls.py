@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 import logging
+import sys
 import threading
 import uuid
 from collections.abc import Mapping
@@ -85,6 +86,11 @@ class _Server(ThreadingHTTPServer):
             with self._changed:
                 self._under_way -= 1
                 self._changed.notify_all()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # Whoever asked may hang up whenever they like, as browsers do.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def finish(self) -> None:
         with self._changed:

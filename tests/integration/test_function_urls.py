@@ -4,7 +4,9 @@ import base64
 import http.client
 import json
 import socket
+import struct
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,21 @@ def test_what_is_too_large_or_has_no_length_never_reaches_the_function(url: Func
     largest = b"x" * MAX_BODY_BYTES
     assert request(url, "POST", "/?answer=7", largest, Content_Type="text/plain")[::2] == (200, b"7")
     assert request(url, "POST", "/", largest, Content_Type="text/plain")[0] == 502
+
+
+def test_who_hangs_up_is_no_news(url: FunctionUrl, capfd: pytest.CaptureFixture[str]) -> None:
+    assert isinstance(url.function, Function)
+    for number in (1, 2):
+        with socket.create_connection(("127.0.0.1", url.port), timeout=30) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.recv(1)
+            # Closing resets the connection, with most of the answer unread.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert url.function.invocations == number
+    # Whoever comes later is served, and the threads of the others have ended by then.
+    while any("process_request_thread" in thread.name for thread in threading.enumerate()):
+        threading.Event().wait(0.05)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_head_has_the_headers_and_no_body(url: FunctionUrl) -> None:
