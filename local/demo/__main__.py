@@ -25,6 +25,7 @@ from local.demo.cast import Names, TooFewPeople, make_cast
 from local.demo.checks import check
 from local.demo.findings import as_summary, collect
 from local.demo.launch import FUNCTION_SETTINGS, Launch
+from local.demo.mail_checks import check_mails
 from local.demo.outcomes import Outcomes
 from local.demo.progress import LaunchProgress
 from local.demo.publishing import Publisher
@@ -83,7 +84,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         prog="python -m local demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Play a campaign launch on the local system and check that everything came out right.",
-        epilog=f"KAFKA_BROKERS, DATABASE_URL and AWS_ENDPOINT_URL each replace a part by a real one.\n\n{EXIT_CODES}",
+        epilog="KAFKA_BROKERS, DATABASE_URL and AWS_ENDPOINT_URL each replace a part by a real one. Where SES is\n"
+        "replaced, nobody bounces, complains or unsubscribes by a link, because its mails cannot be read here.\n\n"
+        f"{EXIT_CODES}",
     )
     parser.add_argument("--people", type=int, default=300, help="how many sign up (default: 300)")
     parser.add_argument("--seed", type=int, default=1, help="another crowd, the same characters (default: 1)")
@@ -116,12 +119,18 @@ def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress
             kafka_job_consumer_group=f"{settings.kafka_job_consumer_group}-demo-{run}",
         )
     started_at = datetime.now(UTC)
-    cast = make_cast(Names(run), people=options.people, seed=options.seed, started_at=started_at)
+    own_ses = settings.aws_endpoint_url is None
+    cast = make_cast(
+        Names(run), people=options.people, seed=options.seed, started_at=started_at, own_ses=own_ses
+    )
+    people = cast.people.values()
     console.rule("A campaign launch on this machine", align="left")
     progress.say(
         f"{options.people} people in {len(cast.campaigns)} campaigns sign up, verify, refer each other and earn "
-        f"rewards;\n{sum(bool(person.checks) for person in cast.people.values())} of them look like cheaters, and "
-        f"{len(cast.bad_records) + len(cast.hopeless_events)} records are wrong. It takes a minute or so.\n"
+        f"rewards; {sum(bool(person.checks) for person in people)} look like\ncheaters, "
+        f"{sum(person.bounces or person.complains or person.unsubscribes for person in people)} bounce, complain "
+        f"or unsubscribe, and {len(cast.bad_records) + len(cast.hopeless_events)} records are wrong. "
+        "It takes a minute or so.\n"
     )
     outcomes = Outcomes()
     with _emptied(options.directory) as directory, WebhookReceiver(directory) as receiver:
@@ -140,14 +149,11 @@ def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress
         with system, Publisher(system.kafka_brokers, settings.kafka_job_topic) as publisher:
             launch = Launch(cast, system, publisher, receiver.urls, progress)
             launch.play()
-            findings = collect(
-                cast,
-                system,
-                outcomes,
-                topic=settings.kafka_job_topic,
-                own_ses=settings.aws_endpoint_url is None,
-            )
-            checks = check(launch, publisher, receiver, outcomes, findings)
+            findings = collect(cast, system, outcomes, topic=settings.kafka_job_topic, own_ses=own_ses)
+            checks = [
+                *check(launch, publisher, receiver, outcomes, findings),
+                *check_mails(launch, findings),
+            ]
             console.print()
             tables.show(console, cast, findings, launch.boards)
             tables.show_checks(console, checks)

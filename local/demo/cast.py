@@ -7,7 +7,7 @@ import base64
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -114,9 +114,21 @@ class Person:
     """`at signup`, or `after verifying`: the service removes them then."""
     late: bool = False
     """The service publishes the event before it commits the user."""
+    dawdles: bool = False
+    """Verifies in the second wave, with the paused campaign's people."""
     bounced: bool = False
+    """The address has bounced in an earlier campaign."""
+    bounces: bool = False
+    """The first mail bounces for good."""
+    complains: bool = False
+    """About the welcome mail, as spam."""
     unsubscribed: bool = False
+    """Has been since before the launch."""
+    unsubscribes: bool = False
+    """By a mail's link, between the two waves."""
     verification_requests: int = 1
+    asks_again: bool = False
+    """For the verification mail, between the two waves."""
     given_rewards: tuple[str, ...] = ()
     checks: frozenset[str] = frozenset()
     """The fraud checks that should make a case."""
@@ -183,8 +195,11 @@ class Cast:
         return value
 
 
-def make_cast(names: Names, *, people: int, seed: int, started_at: datetime) -> Cast:
-    """The characters, and a crowd that fills up to `people`. Raises ScriptError where the file does not fit."""
+def make_cast(names: Names, *, people: int, seed: int, started_at: datetime, own_ses: bool = True) -> Cast:
+    """The characters, and a crowd that fills up to `people`. Raises ScriptError where the file does not fit.
+
+    Where SES is not our own, no mail can be made to bounce, nor be read, so nobody answers any.
+    """
     campaigns: dict[str, Campaign] = {}
     rewards: dict[str, Reward] = {}
     characters: list[Person] = []
@@ -219,6 +234,10 @@ def make_cast(names: Names, *, people: int, seed: int, started_at: datetime) -> 
         raise TooFewPeople(
             f"--people {people}: allowed are {len(characters)}, the characters of the script, or more"
         )
+    if not own_ses:
+        characters = [
+            replace(person, bounces=False, complains=False, unsubscribes=False) for person in characters
+        ]
     everybody = characters + _crowd(people - len(characters), random.Random(seed))
     everybody.sort(key=lambda person: (-person.joined_minutes_ago, person.key))
     joined: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from campaign_jobs.reward.webhooks.signing import webhook_id
 from local.demo import services
-from local.demo.cast import MAIN_CAMPAIGN, PAUSED_CAMPAIGN, Cast
+from local.demo.cast import MAIN_CAMPAIGN, Cast
 from local.demo.expectations import AFTER_FRAUD, AFTER_SIGNUPS, AFTER_VERIFYING, AT_THE_END, Expectations
 from local.demo.findings import Findings, reward_state
 from local.demo.launch import Launch
@@ -50,11 +50,10 @@ class Check:
 def check(
     launch: Launch, publisher: Publisher, receiver: WebhookReceiver, outcomes: Outcomes, findings: Findings
 ) -> list[Check]:
-    """Every check of the launch."""
+    """Every check of the launch but those of mails."""
     expectations = launch.expectations
     return [
         *_events(publisher, outcomes, findings),
-        *_mails(expectations, launch, findings),
         *_positions(expectations, launch, findings),
         *_rewards(expectations, receiver, findings),
         *_fraud(expectations, launch, findings),
@@ -84,53 +83,6 @@ def _events(publisher: Publisher, outcomes: Outcomes, findings: Findings) -> Ite
             for row in findings.outbox
             if row["published_at"] is not None and outcomes.of(row["event_id"]) is not None
         },
-    )
-
-
-def _mails(expectations: Expectations, launch: Launch, findings: Findings) -> Iterator[Check]:
-    accepted = [message for message in findings.messages if message["status"] == "accepted"]
-    in_database = Counter((message["type"], message["email"]) for message in accepted)
-    for type_ in ("verification", "welcome", "reward_earned", "position_update", "milestone"):
-        yield Check(
-            f"{type_} mails went to whom they should, as often as they should",
-            {email: count for (of, email), count in expectations.mails.items() if of == type_},
-            {email: count for (of, email), count in in_database.items() if of == type_},
-        )
-    if findings.mails is not None:
-        sent = Counter((mail.tags.get("type", ""), mail.to[0]) for mail in findings.mails)
-        yield Check(
-            "SES has exactly the mails that the database says were accepted", dict(in_database), dict(sent)
-        )
-    people = expectations.cast.people
-    silent = {person.email for person in people.values() if person.leaves == "at signup" or person.bounced}
-    yield Check(
-        "nobody who left at once or whose address bounced got a mail",
-        set(),
-        silent & {message["email"] for message in accepted},
-    )
-    yield Check(
-        "the paused campaign's mail waited until it went on",
-        {person.key for person in expectations.cast.of(PAUSED_CAMPAIGN)},
-        launch.parked_mails,
-    )
-    held = expectations.held(AT_THE_END)
-    yield Check(
-        "nobody who is held got a reward's mail",
-        set(),
-        held & {message["person"] for message in accepted if message["type"] == "reward_earned"},
-    )
-    twice = Counter(
-        (message["type"], message["person"])
-        for message in accepted
-        if message["type"] in ("welcome", "position_update")
-    )
-    yield Check(
-        "nobody got a second welcome or position update", {}, {k: n for k, n in twice.items() if n > 1}
-    )
-    yield Check(
-        "no mail waits any more",
-        set(),
-        {m["event_id"] for m in findings.messages if m["status"] in ("claimed", "parked")},
     )
 
 

@@ -16,9 +16,13 @@ from local.demo.cast import MAIN_CAMPAIGN, PAUSED_CAMPAIGN, Cast, Person
 
 AFTER_SIGNUPS: Final = "after the signups"
 AFTER_VERIFYING: Final = "after the verifications"
+AFTER_UNSUBSCRIBING: Final = "after the unsubscriptions"
 AFTER_FRAUD: Final = "after the fraud run"
 AT_THE_END: Final = "at the end"
-STAGES: Final = (AFTER_SIGNUPS, AFTER_VERIFYING, AFTER_FRAUD, AT_THE_END)
+STAGES: Final = (AFTER_SIGNUPS, AFTER_VERIFYING, AFTER_UNSUBSCRIBING, AFTER_FRAUD, AT_THE_END)
+
+BULK_TYPES: Final = ("welcome", "position_update", "milestone")
+"""Who has unsubscribed gets none of these."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,22 @@ class Expectations:
         return person.leaves is not None
 
     def has_verified(self, person: Person, stage: str) -> bool:
-        if not person.verifies or stage == AFTER_SIGNUPS:
-            return False
-        # Their mails wait until the campaign goes on.
-        return person.campaign != PAUSED_CAMPAIGN or stage != AFTER_VERIFYING
+        # The mails of a paused campaign wait until it goes on.
+        waits = person.dawdles or person.campaign == PAUSED_CAMPAIGN
+        return person.verifies and since(AFTER_FRAUD if waits else AFTER_VERIFYING, stage)
+
+    def suppressed(self, person: Person, stage: str) -> str | None:
+        """Why the address must not be written to in the moment that leads to `stage`."""
+        if person.bounced or (person.bounces and since(AFTER_VERIFYING, stage)):
+            return "bounce"
+        return "complaint" if person.complains and since(AFTER_UNSUBSCRIBING, stage) else None
+
+    def unsubscribed(self, person: Person, stage: str) -> bool:
+        """In the moment that leads to `stage`."""
+        return person.unsubscribed or (person.unsubscribes and since(AFTER_UNSUBSCRIBING, stage))
 
     def held(self, stage: str) -> set[str]:
-        if stage in (AFTER_SIGNUPS, AFTER_VERIFYING):
+        if not since(AFTER_FRAUD, stage):
             return set()
         return {
             person.key
@@ -112,26 +125,32 @@ class Expectations:
 
     @cached_property
     def user_rewards(self) -> list[ExpectedReward]:
-        expected = []
-        for reward in self.cast.rewards.values():
-            for person in self.cast.of(reward.campaign):
-                earned = (
-                    reward.key in person.given_rewards
-                    if reward.referrals is None
-                    else self._brought[person.key] >= reward.referrals
-                )
-                if earned:
-                    expected.append(self._reward(reward.key, person))
-        return expected
+        return self.earned(AT_THE_END)
+
+    def earned(self, stage: str) -> list[ExpectedReward]:
+        """Those that services know of by then."""
+        return [
+            self._reward(reward.key, person)
+            for reward in self.cast.rewards.values()
+            for person in self.cast.of(reward.campaign)
+            if (
+                reward.key in person.given_rewards and since(AFTER_VERIFYING, stage)
+                if reward.referrals is None
+                else self._brought[stage][person.key] >= reward.referrals
+            )
+        ]
 
     @cached_property
-    def _brought(self) -> Counter[str]:
+    def _brought(self) -> dict[str, Counter[str]]:
         """Referrals that verified, whatever the fraud job thinks of them: services go by these for rewards."""
-        return Counter(
-            person.referred_by
-            for person in self.cast.people.values()
-            if person.referred_by is not None and person.verifies
-        )
+        return {
+            stage: Counter(
+                person.referred_by
+                for person in self.cast.people.values()
+                if person.referred_by is not None and self.has_verified(person, stage)
+            )
+            for stage in STAGES
+        }
 
     def _reward(self, key: str, person: Person) -> ExpectedReward:
         reward = self.cast.rewards[key]
@@ -149,6 +168,8 @@ class Expectations:
             )
         if reward.endpoint == "gone":
             return ExpectedReward(key, person.key, "skipped", "earned", waits="parked")
+        if reward.method == "email" and self.suppressed(person, AFTER_FRAUD):
+            return ExpectedReward(key, person.key, "done", "failed")
         return ExpectedReward(key, person.key, delivery, "delivered")
 
     def milestones(self) -> list[tuple[str, int]]:
@@ -162,30 +183,70 @@ class Expectations:
             if count >= milestone
         ]
 
-    def gets_bulk_mail(self, person: Person) -> bool:
-        return person.leaves is None and not person.bounced and not person.unsubscribed
+    def withheld(self, person: Person, type_: str, stage: str) -> str | None:
+        """Why a mail of this type is withheld in the moment that leads to `stage`, where its receiver is the reason."""
+        if reason := self.suppressed(person, stage):
+            return f"the address is suppressed: {reason}"
+        if type_ in BULK_TYPES and self.unsubscribed(person, stage):
+            return "the user has unsubscribed"
+        return None
+
+    @cached_property
+    def asked(self) -> list[tuple[str, Person, str]]:
+        """The mails that only their receivers can keep from going: type, receiver, and the stage that they lead to."""
+        people = self.cast.people
+        asked: list[tuple[str, Person, str]] = []
+        for person in people.values():
+            if person.leaves != "at signup":
+                asked += [("verification", person, AFTER_SIGNUPS)] * person.verification_requests
+            if person.asks_again:
+                asked.append(("verification", person, AFTER_UNSUBSCRIBING))
+            ended = self.cast.campaigns[person.campaign].status == "ended"
+            if person.verifies and person.leaves is None and not ended:
+                verified = next(stage for stage in STAGES if self.has_verified(person, stage))
+                asked.append(("welcome", person, verified))
+        asked += [("milestone", people[key], AT_THE_END) for key, _ in self.milestones()]
+        asked += [
+            ("reward_earned", people[expected.person], AT_THE_END)
+            for expected in self.user_rewards
+            if expected.status in ("delivered", "failed")
+            and self.cast.rewards[expected.reward].method in ("email", "manual")
+        ]
+        for stage, told in zip(STAGES, self.told, strict=True):
+            asked += [("position_update", people[key], stage) for key in told]
+        return asked
 
     @cached_property
     def mails(self) -> Counter[tuple[str, str]]:
         """How many mails of a type each address gets."""
-        people = self.cast.people
         mails: Counter[tuple[str, str]] = Counter()
-        for person in people.values():
-            if person.leaves != "at signup" and not person.bounced:
-                mails["verification", person.email] += person.verification_requests
-            ended = self.cast.campaigns[person.campaign].status == "ended"
-            if person.verifies and self.gets_bulk_mail(person) and not ended:
-                mails["welcome", person.email] += 1
-        for key, _ in self.milestones():
-            if self.gets_bulk_mail(people[key]):
-                mails["milestone", people[key].email] += 1
-        for key in set().union(*self.told):
-            if self.gets_bulk_mail(people[key]):
-                mails["position_update", people[key].email] += 1
-        for expected in self.user_rewards:
-            if expected.status == "delivered" and self.cast.rewards[expected.reward].method in (
-                "email",
-                "manual",
-            ):
-                mails["reward_earned", people[expected.person].email] += 1
-        return mails
+        for type_, person, stage in self.asked:
+            if self.withheld(person, type_, stage) is None:
+                mails[type_, person.email] += 1
+        # The launch is shorter than the rest between two position updates.
+        return Counter(
+            {(type_, email): 1 if type_ == "position_update" else n for (type_, email), n in mails.items()}
+        )
+
+    def gets(self, type_: str, person: Person) -> bool:
+        return self.mails[type_, person.email] > 0
+
+    @cached_property
+    def withheld_mails(self) -> set[tuple[str, str, str]]:
+        """Whom mails of which types did not go to, and why, where the receiver is the reason."""
+        return {
+            (person.key, type_, reason)
+            for type_, person, stage in self.asked
+            if (reason := self.withheld(person, type_, stage))
+        }
+
+    def delivery_status(self, person: Person, type_: str) -> str:
+        """What SES reports in the end of a mail that it has taken."""
+        if person.bounces:
+            return "bounced"
+        return "complained" if person.complains and type_ == "welcome" else "delivered"
+
+
+def since(first: str, stage: str) -> bool:
+    """Whether `stage` is `first` or comes later."""
+    return STAGES.index(stage) >= STAGES.index(first)

@@ -69,6 +69,9 @@ class Findings:
     dead_letters: list[DeadLetter]
     outbox: list[dict[str, Any]]
     disabled_endpoints: list[UUID]
+    suppressions: dict[str, str]
+    """Reasons, by address."""
+    unsubscribed: set[str]
     failed_invocations: dict[str, int]
     """By function, where it is not none."""
     unfinished: dict[str, int]
@@ -98,11 +101,21 @@ def parked_mails(connection: Connection, cast: Cast) -> set[str]:
     return {key_of[user_id] for (user_id,) in rows}
 
 
+def unsubscribed_people(connection: Connection, cast: Cast) -> set[str]:
+    """Who is unsubscribed now."""
+    key_of = {cast.user_id(key): key for key in cast.people}
+    rows = connection.execute(
+        "SELECT user_id FROM campaign_jobs.email_unsubscribes WHERE user_id = ANY(%s)", (list(key_of),)
+    ).fetchall()
+    return {key_of[user_id] for (user_id,) in rows}
+
+
 def collect(cast: Cast, system: LocalSystem, outcomes: Outcomes, *, topic: str, own_ses: bool) -> Findings:
     """Read everything once the system is quiet."""
     campaign_of = {cast.campaign_id(key): key for key in cast.campaigns}
     key_of = {cast.user_id(key): key for key in cast.people}
     with psycopg.connect(system.database_url, autocommit=True) as connection:
+        unsubscribed = unsubscribed_people(connection, cast)
         connection.row_factory = dict_row  # type: ignore[assignment]
         ids = list(campaign_of)
 
@@ -111,7 +124,8 @@ def collect(cast: Cast, system: LocalSystem, outcomes: Outcomes, *, topic: str, 
             return [_named(row, campaign_of, key_of) for row in found]
 
         messages = rows(
-            "SELECT m.event_id, m.type, m.campaign_id, m.user_id, m.status, m.reason, m.accepted_at, u.email"
+            "SELECT m.event_id, m.type, m.campaign_id, m.user_id, m.status, m.reason, m.accepted_at,"
+            " m.delivery_status, u.email"
             " FROM campaign_jobs.email_messages AS m JOIN campaign_jobs.waitlist_users AS u ON u.id = m.user_id"
             " WHERE m.campaign_id = ANY(%s) ORDER BY m.created_at, m.event_id"
         )
@@ -142,6 +156,10 @@ def collect(cast: Cast, system: LocalSystem, outcomes: Outcomes, *, topic: str, 
         disabled = rows(
             "SELECT id FROM campaign_jobs.webhook_endpoints WHERE campaign_id = ANY(%s) AND status = 'disabled'"
         )
+        suppressed = rows(
+            "SELECT s.address, s.reason FROM campaign_jobs.email_suppressions AS s"
+            " JOIN campaign_jobs.waitlist_users AS u ON lower(u.email) = s.address WHERE u.campaign_id = ANY(%s)"
+        )
         published = rows(
             "SELECT event_id, event, published_at FROM campaign_jobs.outbox"
             " WHERE (event ->> 'campaign_id')::uuid = ANY(%s) ORDER BY id"
@@ -160,6 +178,8 @@ def collect(cast: Cast, system: LocalSystem, outcomes: Outcomes, *, topic: str, 
         dead_letters=read_dead_letters(system, topic),
         outbox=published,
         disabled_endpoints=[row["id"] for row in disabled],
+        suppressions={row["address"]: row["reason"] for row in suppressed},
+        unsubscribed=unsubscribed,
         failed_invocations={
             name: function.failures for name, function in system.functions.items() if function.failures
         },
@@ -223,12 +243,16 @@ def as_summary(findings: Findings, boards: dict[str, list[Standing]]) -> dict[st
     emails: dict[str, Counter[str]] = {}
     for message in findings.messages:
         emails.setdefault(message["type"], Counter())[message["status"]] += 1
+    reported = delivery_statuses(findings.messages)
     rewards: dict[str, Counter[str]] = {}
     for user_reward in findings.user_rewards:
         rewards.setdefault(user_reward["method"], Counter())[reward_state(user_reward)] += 1
     return {
         "events": {name: dict(counts) for name, counts in sorted(findings.events.items())},
         "emails": {name: dict(counts) for name, counts in sorted(emails.items())},
+        "reported": {name: dict(counts) for name, counts in sorted(reported.items())},
+        "suppressions": findings.suppressions,
+        "unsubscribed": sorted(findings.unsubscribed),
         "leaderboard": {
             name: [asdict(standing) for standing in boards[moment][:LEADERBOARD_LENGTH]]
             for name, moment in LEADERBOARDS.items()
@@ -252,6 +276,15 @@ def as_summary(findings: Findings, boards: dict[str, list[Standing]]) -> dict[st
             for letter in findings.dead_letters
         ],
     }
+
+
+def delivery_statuses(messages: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """What SES reported of the mails that it took, by their types."""
+    counts: dict[str, Counter[str]] = {}
+    for message in messages:
+        if message["status"] == "accepted":
+            counts.setdefault(message["type"], Counter())[message["delivery_status"] or "nothing"] += 1
+    return counts
 
 
 def reward_state(user_reward: dict[str, Any]) -> str:

@@ -17,10 +17,19 @@ from campaign_jobs.events import (
 )
 from campaign_jobs.fraud import cases
 from campaign_jobs.reward.settlement import deliver_manually
-from local.demo import services
+from local.aws import ScriptLine
+from local.demo import mailbox, services
 from local.demo.cast import PAUSED_CAMPAIGN, Cast, Person
-from local.demo.expectations import AFTER_SIGNUPS, AFTER_VERIFYING, Expectations, ExpectedReward
-from local.demo.findings import Standing, leaderboard, parked_mails
+from local.demo.expectations import (
+    AFTER_FRAUD,
+    AFTER_SIGNUPS,
+    AFTER_UNSUBSCRIBING,
+    AFTER_VERIFYING,
+    Expectations,
+    ExpectedReward,
+)
+from local.demo.findings import Standing, leaderboard, parked_mails, unsubscribed_people
+from local.demo.mailbox import Unsubscribing
 from local.demo.publishing import Asked, Publisher
 from local.system import LocalSystem
 
@@ -58,6 +67,8 @@ class Launch:
         self.fraud_reports: list[dict[str, Any]] = []
         self.parked_mails: set[str] = set()
         """Whose mail was waiting for the paused campaign after the first moment."""
+        self.unsubscribing: Unsubscribing
+        """Known once that moment has been played."""
         self._system = system
         self._publisher = publisher
         self._urls = urls
@@ -66,8 +77,9 @@ class Launch:
     def play(self) -> None:
         """Everything, in order. Raises TimeoutError where the system does not come to rest."""
         moments: Sequence[tuple[str, Callable[[], None]]] = (
-            ("People sign up; malformed events come along", self.sign_up),
-            ("They follow their links; the paused campaign goes on", self.verify),
+            ("People sign up, some with dead addresses; malformed events come along", self.sign_up),
+            ("They follow their links, one complains; the paused campaign goes on", self.verify),
+            ("A scanner opens links of mails; some people unsubscribe by theirs", self.unsubscribe),
             ("The fraud schedule runs; the resumed campaign's people verify", self.look_for_fraud),
             ("Rewards and milestones go out by email, webhook and hand", self.reward),
             ("Somebody decides the cases and writes a card by hand", self.decide),
@@ -92,6 +104,7 @@ class Launch:
 
     def sign_up(self) -> None:
         cast = self.cast
+        self._let_ses_play(mailbox.bounces(cast))
         everybody = list(cast.people.values())
         in_time, late = [p for p in everybody if not p.late], [p for p in everybody if p.late]
         with self._services() as connection:
@@ -108,42 +121,61 @@ class Launch:
             services.sign_up(connection, cast, late)
 
     def verify(self) -> None:
+        self._let_ses_play(mailbox.bounces(self.cast) + mailbox.complaints(self.cast))
         verifying = self._verifying(AFTER_VERIFYING, before=AFTER_SIGNUPS)
         with self._services() as connection:
             services.verify(connection, self.cast, verifying)
-            services.earn(connection, self.cast, self._earned_in_time(paused_campaign=False))
+            services.earn(connection, self.cast, self._earned(AFTER_VERIFYING, before=AFTER_SIGNUPS))
             services.set_status(connection, self.cast.campaign_id(PAUSED_CAMPAIGN), "active")
         self._publisher.publish(
             self._welcomes(verifying)
             + [
-                # Whoever has verified asks in vain.
+                # Whoever has verified asks in vain; who complains meanwhile, for one reason or another.
                 self._mail(person, "verification", "too late", "skipped")
                 for person in verifying[::15]
+                if not person.complains
             ]
         )
 
+    def unsubscribe(self) -> None:
+        def unsubscribed() -> set[str]:
+            with self._services() as connection:
+                return unsubscribed_people(connection, self.cast)
+
+        self.unsubscribing = mailbox.unsubscribe(self.cast, self._system.mail_directory, unsubscribed)
+        asks: list[Ask] = []
+        for person in self.cast.people.values():
+            if person.asks_again:
+                withheld = self.expectations.withheld(person, "verification", AFTER_UNSUBSCRIBING)
+                asks.append(self._mail(person, "verification", "again", "skipped" if withheld else "done"))
+        self._publisher.publish(asks)
+
     def look_for_fraud(self) -> None:
-        everybody = self.cast.of(PAUSED_CAMPAIGN)
-        verifying = [person for person in everybody if person.verifies]
+        verifying = self._verifying(AFTER_FRAUD, before=AFTER_UNSUBSCRIBING)
         with self._services() as connection:
             services.verify(connection, self.cast, verifying)
-            services.earn(connection, self.cast, self._earned_in_time(paused_campaign=True))
+            services.earn(connection, self.cast, self._earned(AFTER_FRAUD, before=AFTER_UNSUBSCRIBING))
         self._publisher.publish(self._welcomes(verifying))
         self.fraud_reports.append(self._system.schedules["fraud"].fire())
 
     def reward(self) -> None:
         cast = self.cast
         asks: list[Ask] = []
-        late_asks: list[Ask] = []
+        once: list[Ask] = []
         late = self._late_rewards()
         for number, reward in enumerate(self.expectations.user_rewards):
             id_ = services.user_reward_id(cast, reward)
             name = f"deliver/{reward.reward}/{reward.person}"
             outcomes: tuple[str, ...] = (reward.delivery,)
+            payload: Payload = RewardDeliveryJobPayload(user_reward_id=id_)
+            if reward.status == "failed":
+                # Another event would try it anew.
+                once.append((payload, self._asked(name, outcomes)))
+                continue
             if number % 5 == 0:
                 # Two services notice the same reward; the second event finds the work done.
                 outcomes += ("skipped",)
-            asks.append((RewardDeliveryJobPayload(user_reward_id=id_), self._asked(name, sorted(outcomes))))
+            asks.append((payload, self._asked(name, sorted(outcomes))))
         for number, (key, milestone) in enumerate(self.expectations.milestones()):
             person = cast.people[key]
             payload = EmailJobPayload(
@@ -153,12 +185,12 @@ class Launch:
                 milestone=milestone,
                 template_data={"badge": f"{milestone} friends"},
             )
-            outcomes = ("done",) if self.expectations.gets_bulk_mail(person) else ("skipped",)
+            outcomes = ("done",) if self.expectations.gets("milestone", person) else ("skipped",)
             if number % 4 == 0:
                 outcomes += ("skipped",)
             asks.append((payload, self._asked(f"milestone/{key}/{milestone}", sorted(outcomes))))
         self._publisher.publish(asks)
-        self._publisher.publish(late_asks)
+        self._publisher.publish(once, repeats=False)
         time.sleep(COMMITS_LATER_BY_SECONDS)
         with self._services() as connection:
             services.earn(connection, cast, late)
@@ -213,14 +245,10 @@ class Launch:
         """Those that the service commits only after it has published the events about them."""
         return self.expectations.user_rewards[3::11]
 
-    def _earned_in_time(self, *, paused_campaign: bool) -> list[ExpectedReward]:
-        late = self._late_rewards()
-        return [
-            reward
-            for reward in self.expectations.user_rewards
-            if (self.cast.rewards[reward.reward].campaign == PAUSED_CAMPAIGN) == paused_campaign
-            and reward not in late
-        ]
+    def _earned(self, stage: str, *, before: str) -> list[ExpectedReward]:
+        """Those that the service commits in time."""
+        others = [*self.expectations.earned(before), *self._late_rewards()]
+        return [reward for reward in self.expectations.earned(stage) if reward not in others]
 
     def _by_hand(self) -> list[ExpectedReward]:
         return [
@@ -235,7 +263,7 @@ class Launch:
                 person,
                 "verification",
                 str(number),
-                "skipped" if person.leaves == "at signup" or person.bounced else "done",
+                "done" if self.expectations.gets("verification", person) else "skipped",
                 priority=number,
             )
             for person in people
@@ -245,10 +273,10 @@ class Launch:
     def _welcomes(self, people: Sequence[Person]) -> list[Ask]:
         asks = []
         for number, person in enumerate(people):
-            ended = self.cast.campaigns[person.campaign].status == "ended"
-            outcome = "done" if self.expectations.gets_bulk_mail(person) and not ended else "skipped"
+            outcome = "done" if self.expectations.gets("welcome", person) else "skipped"
             asks.append(self._mail(person, "welcome", "1", outcome))
-            if number % 9 == 0:
+            # Of who complains, the second could be withheld for one reason or another.
+            if number % 9 == 0 and not person.complains:
                 payload, asked = asks[-1]
                 twice = self._asked(asked.about, sorted([outcome, "skipped"]))
                 asks[-1] = (payload, twice)
@@ -298,6 +326,10 @@ class Launch:
             str(self.cast.names.uuid("event", f"{name}#{number}")) for number in range(1, len(outcomes) + 1)
         )
         return Asked(name, ids, tuple(outcomes))
+
+    def _let_ses_play(self, script: Sequence[ScriptLine]) -> None:
+        if self._system.aws is not None:
+            self._system.aws.play(script)
 
     @contextmanager
     def _services(self) -> Iterator[Connection]:

@@ -53,8 +53,11 @@ class Publisher:
         self._raw.flush(FLUSH_SECONDS if error is None else 0)
         self._producer.close()
 
-    def publish(self, asks: Sequence[tuple[Payload, Asked]]) -> None:
-        """One event for each id of each ask. Every third ask is raw JSON, and its first event is sent twice."""
+    def publish(self, asks: Sequence[tuple[Payload, Asked]], *, repeats: bool = True) -> None:
+        """One event for each id of each ask. Every third ask is raw JSON, and its first event is sent twice.
+
+        Without `repeats` no event is sent twice.
+        """
         events: list[Event] = []
         for number, (payload, asked) in enumerate(asks):
             own = [new_event(payload, event_id=event_id) for event_id in asked.ids]
@@ -62,10 +65,10 @@ class Publisher:
             if number % 3:
                 events += own
                 continue
-            for event in [*own, own[0]]:
+            for event in [*own, *(own[:1] if repeats else [])]:
                 self._send(raw_value(event))
         # A producer that repeats what was acknowledged already, as one does after a lost answer.
-        repeated = events[::10]
+        repeated = events[::10] if repeats else []
         self._producer.enqueue_many([*events, *repeated])
         self.records += len(events) + len(repeated)
         self._flush()

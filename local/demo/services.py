@@ -131,6 +131,11 @@ def sign_up(connection: Connection, cast: Cast, people: Sequence[Person]) -> Non
 
 def suppress_and_unsubscribe(connection: Connection, cast: Cast) -> None:
     """What earlier campaigns left behind: an address that bounced, a user who wants no mail."""
+    # An earlier launch in the same database may have suppressed what is to bounce in this one.
+    connection.execute(
+        "DELETE FROM campaign_jobs.email_suppressions WHERE address = ANY(%s)",
+        ([person.email for person in cast.people.values() if person.bounces or person.complains],),
+    )
     bounced = [person.email for person in cast.people.values() if person.bounced]
     unsubscribed = [cast.user_id(person.key) for person in cast.people.values() if person.unsubscribed]
     connection.execute(

@@ -12,7 +12,14 @@ from rich.table import Table
 
 from local.demo.cast import MAIN_CAMPAIGN, Cast
 from local.demo.checks import Check
-from local.demo.findings import LEADERBOARD_LENGTH, LEADERBOARDS, Findings, Standing, reward_state
+from local.demo.findings import (
+    LEADERBOARD_LENGTH,
+    LEADERBOARDS,
+    Findings,
+    Standing,
+    delivery_statuses,
+    reward_state,
+)
 
 OUTCOMES: Final = ("done", "skipped", "rejected")
 
@@ -21,6 +28,7 @@ def show(console: Console, cast: Cast, findings: Findings, boards: dict[str, lis
     """All tables but the checks."""
     _events(console, findings)
     _emails(console, findings)
+    _receivers(console, cast, findings)
     _leaderboard(console, cast, boards)
     _rewards(console, findings)
     _analytics(console, cast, findings)
@@ -81,6 +89,30 @@ def _emails(console: Console, findings: Findings) -> None:
     for message in findings.messages:
         counts.setdefault(message["type"], Counter())[message["status"]] += 1
     console.print(_counted("Emails by type and outcome", "type", counts, ("accepted", "skipped", "failed")))
+    if findings.mails is not None:
+        reports = ("delivered", "bounced", "complained")
+        title = "What SES reported of the accepted ones"
+        console.print(_counted(title, "type", delivery_statuses(findings.messages), reports))
+
+
+def _receivers(console: Console, cast: Cast, findings: Findings) -> None:
+    table = _table("Who gets no more mail, or less of it", "who", "why", "mails sent", "withheld")
+    mails: dict[str, dict[str, Counter[str]]] = {}
+    for message in findings.messages:
+        by_status = mails.setdefault(message["person"], {"accepted": Counter(), "skipped": Counter()})
+        by_status.get(message["status"], Counter[str]())[message["type"]] += 1
+    alike: dict[tuple[str, str, str, str], list[str]] = {}
+    for person in cast.people.values():
+        why = findings.suppressions.get(person.email.lower()) or (
+            "unsubscribed" if person.key in findings.unsubscribed else None
+        )
+        if why is not None:
+            sent, withheld = (", ".join(sorted(types)) for types in mails[person.key].values())
+            alike.setdefault((why, sent, withheld, person.story), []).append(person.key)
+    for (why, sent, withheld, story), people in sorted(alike.items()):
+        more = f"\nand {len(people) - 1} more" if len(people) > 1 else ""
+        table.add_row(people[0] + more, why, sent or "·", f"{withheld}\n[dim]{escape(story)}[/]")
+    console.print(table)
 
 
 def _leaderboard(console: Console, cast: Cast, boards: dict[str, list[Standing]]) -> None:

@@ -131,7 +131,7 @@ def test_the_demo_finds_every_total_right_and_leaves_nothing_behind(
 
     assert exit_code == 0, output
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
-    assert len(summary["checks"]) > 30
+    assert len(summary["checks"]) > 45
     assert all(holds is True for holds in summary["checks"].values())
     script = [
         json.loads(line)
@@ -140,7 +140,8 @@ def test_the_demo_finds_every_total_right_and_leaves_nothing_behind(
     wrong = [line for line in script if {"record", "hopeless"} & line.keys()]
     assert len(summary["dead_letters"]) == len(wrong)
     assert sum(hour["new_signups"] for hour in summary["analytics"]) == PEOPLE
-    assert len(read_mails(demo / "mail")) == accepted(summary["emails"]) > PEOPLE
+    mails = read_mails(demo / "mail")
+    assert len(mails) == accepted(summary["emails"]) > PEOPLE
     assert (demo / "mail" / "index.html").exists()
     board = summary["leaderboard"]
     assert board["with_referrals"][0]["person"] == "farmer"
@@ -154,7 +155,28 @@ def test_the_demo_finds_every_total_right_and_leaves_nothing_behind(
     }  # fmt: skip
     assert summary["rewards"]["manual"] == {"delivered": 1, "earned": 1}
     assert summary["events"]["job.position.recalculate"]["done"] > 0
-    for title in ("Events by type", "Emails by type", "leaderboard", "Fraud cases", "Dead letters", "Checks"):
+    got: dict[str, list[str]] = {}
+    for mail in mails:
+        got.setdefault(mail.to[0], []).append(mail.tags["type"])
+    assert got["mistyped-1@nowhere.example"] == ["verification"]
+    assert got["annoyed@example.net"] == ["verification", "welcome"]
+    assert got["minimalist-1@example.org"] == ["verification", "welcome", "reward_earned"]
+    assert got["hesitant@example.com"] == [
+        "verification", "position_update", "verification", "reward_earned",
+    ]  # fmt: skip
+    assert summary["reported"]["verification"]["bounced"] == 3
+    assert summary["reported"]["welcome"]["complained"] == 1
+    assert summary["suppressions"] == {
+        "annoyed@example.net": "complaint",
+        "bounced@example.org": "bounce",
+        **{f"mistyped-{number}@nowhere.example": "bounce" for number in (1, 2, 3)},
+    }
+    assert summary["unsubscribed"] == ["hesitant", "minimalist-1", "minimalist-2", "quiet"]
+    assert summary["rewards"]["email"]["failed"] == 1
+    for title in (
+        "Events by type", "Emails by type", "What SES reported", "Who gets no more mail", "leaderboard",
+        "Fraud cases", "Dead letters", "Checks",
+    ):  # fmt: skip
         assert title in output
     assert (
         max(len(line) for line in output.split("Checks ─")[0].splitlines() if "under way" not in line) <= 100

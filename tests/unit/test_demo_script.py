@@ -12,7 +12,7 @@ from campaign_jobs.errors import InvalidEvent, NotOurs
 from campaign_jobs.fraud.decisions import DEFAULT_POLICY
 from local.demo.cast import BadRecord, Cast, Names, TooFewPeople, make_cast
 from local.demo.checks import Check
-from local.demo.expectations import AT_THE_END, Expectations
+from local.demo.expectations import AFTER_UNSUBSCRIBING, AT_THE_END, STAGES, Expectations
 
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
 
@@ -51,7 +51,7 @@ def test_bad_records_cover_each_owner_and_each_reason_to_have_none() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(people=st.integers(min_value=80, max_value=1_500), seed=st.integers())
+@given(people=st.integers(min_value=100, max_value=1_500), seed=st.integers())
 def test_the_crowd_can_be_written_and_is_honest(people: int, seed: int) -> None:
     cast = cast_of(people, seed)
 
@@ -71,6 +71,45 @@ def test_the_crowd_can_be_written_and_is_honest(people: int, seed: int) -> None:
     for mark in ("ip", "device", "email"):
         shared = Counter(getattr(person, mark) for person in cast.people.values())
         assert not [person.key for person in crowd if shared[getattr(person, mark)] > 1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(people=st.integers(min_value=100, max_value=1_500), seed=st.integers())
+def test_no_crowd_hides_what_becomes_of_mail(people: int, seed: int) -> None:
+    cast = cast_of(people, seed)
+    expectations = Expectations(cast)
+    reasons = {
+        person.key: (
+            "the address is suppressed: bounce"
+            if person.bounces
+            else "the address is suppressed: complaint"
+            if person.complains
+            else "the user has unsubscribed"
+        )
+        for person in cast.people.values()
+        if person.bounces or person.complains or person.unsubscribes
+    }
+
+    assert {(key, reason) for key, _, reason in expectations.withheld_mails} >= set(reasons.items())
+    of_annoyed = {type_ for key, type_, _ in expectations.withheld_mails if key == "annoyed"}
+    assert of_annoyed == {"milestone", "position_update", "reward_earned"}
+    # Each has a link to unsubscribe by, and something to get afterwards.
+    for person in cast.people.values():
+        if person.unsubscribes:
+            assert expectations.gets("welcome", person) or expectations.gets("position_update", person)
+            assert expectations.gets("reward_earned", person)
+    # Whether SES's report or such a mail came first would be a matter of luck.
+    told_early = set.union(*expectations.told[: STAGES.index(AFTER_UNSUBSCRIBING)])
+    assert not told_early & {key for key in reasons if key != "hesitant"}
+
+
+def test_without_ses_of_our_own_nobody_answers_mail() -> None:
+    cast = make_cast(Names(""), people=300, seed=1, started_at=NOW, own_ses=False)
+    expectations = Expectations(cast)
+
+    assert {key for key, _, _ in expectations.withheld_mails} == {"bounced", "quiet"}
+    assert expectations.gets("milestone", cast.people["annoyed"])
+    assert expectations.mails["verification", cast.people["mistyped-1"].email] == 2
 
 
 def test_the_same_seed_makes_the_same_launch() -> None:
