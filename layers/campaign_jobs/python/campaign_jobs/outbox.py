@@ -39,7 +39,8 @@ _ENQUEUE_AGAIN = """
 INSERT INTO campaign_jobs.outbox (event_id, partition_key, event)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::jsonb[]) AS entry (event_id, partition_key, event)
 ORDER BY event_id
-ON CONFLICT (event_id) DO UPDATE SET published_at = NULL, refused = NULL, event = EXCLUDED.event
+ON CONFLICT (event_id) DO UPDATE
+SET published_at = NULL, refused = NULL, event = EXCLUDED.event, created_at = EXCLUDED.created_at
 """
 
 

@@ -224,7 +224,8 @@ WITH due AS (
 INSERT INTO campaign_jobs.outbox (event_id, partition_key, event)
 SELECT event_id, user_id::text, parked_event FROM due
 ORDER BY event_id
-ON CONFLICT (event_id) DO UPDATE SET published_at = NULL, refused = NULL, event = EXCLUDED.event
+ON CONFLICT (event_id) DO UPDATE
+SET published_at = NULL, refused = NULL, event = EXCLUDED.event, created_at = EXCLUDED.created_at
 """
 
 
