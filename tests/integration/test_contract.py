@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from campaign_jobs import catalog, events, schemas
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.errors import InvalidEvent, NotOurs
+from campaign_jobs.relay.heartbeats import heartbeat
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 EVENT_TYPES = list(catalog.JOB_TYPE_BY_EVENT_TYPE)
@@ -287,6 +288,7 @@ def test_what_is_an_event_satisfies_the_schema_as_it_is_sent_again(
 
 def test_every_event_type_is_published_with_an_example_that_is_an_event() -> None:
     messages = schemas.asyncapi()["components"]["messages"]
+    del messages[catalog.HEARTBEAT_EVENT_TYPE]
     assert list(messages) == EVENT_TYPES
     for event_type, message in messages.items():
         [example] = message["examples"]
@@ -294,6 +296,19 @@ def test_every_event_type_is_published_with_an_example_that_is_an_event() -> Non
         assert event.type == event_type
         field = message["bindings"]["kafka"]["key"]["description"].split(";")[0].removeprefix("data.")
         assert events.partition_key(event) == example["payload"]["data"][field]
+
+
+def test_the_heartbeat_is_published_as_relay_sends_it(validator: jsonschema.Draft202012Validator) -> None:
+    message = schemas.asyncapi()["components"]["messages"][catalog.HEARTBEAT_EVENT_TYPE]
+    [example] = message["examples"]
+    own = jsonschema.Draft202012Validator(message["payload"])
+    for sent in (example["payload"], json.loads(heartbeat(7, NOW))):
+        own.validate(sent)
+        assert sent.keys() == message["payload"]["properties"].keys()
+        # It asks for no job.
+        assert not validator.is_valid(sent)
+        with pytest.raises(NotOurs, match="a heartbeat"):
+            parsed(sent)
 
 
 def test_every_reference_between_the_published_files_leads_somewhere() -> None:

@@ -486,7 +486,7 @@ def test_it_costs_two_commits_for_each_batch_whatever_its_size(
 
     counting = Counting(database_url)
     pipeline = Pipeline(REWARD, ScriptedJob(), settings_of(REWARD), counting, queues=queues)
-    for source in (from_kafka(HEARTBEAT), batch(0, 999), from_sqs(message_of(7))):
+    for source in (batch(7, 7), batch(0, 999), from_sqs(message_of(7))):
         counting.transactions = 0
         pipeline.handle(source, Context())
         assert counting.transactions == 2

@@ -74,6 +74,11 @@ class ScheduledJobType:
     timeout_seconds: int
     memory_mb: int
 
+    @property
+    def rule_name_setting(self) -> str:
+        """Where relay finds the name of the job's rule."""
+        return f"{_setting_suffix(self.name)}_RULE_NAME"
+
 
 @dataclass(frozen=True)
 class QueueJobType:

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -24,6 +24,9 @@ from campaign_jobs.settings import KafkaSettings
 
 _LISTEN_SECONDS: Final = 0.25
 _FULL_QUEUE_PAUSE_SECONDS: Final = 0.01
+_LOOK_AGAIN_SECONDS: Final = 2.0
+_BY_KEY: Final = -1
+"""In the place of a partition: Kafka's client chooses it."""
 
 _ERROR_BY_CODE: Final[dict[int, type[PublishError]]] = {
     KafkaError._TRANSPORT: BrokersUnreachable,
@@ -89,6 +92,17 @@ class KafkaConnection:
             else:
                 self._produce(publication, position, key, value)
         return publication.future
+
+    def submit_to_each_partition(self, value_of: Callable[[int], bytes]) -> "tuple[int, Future[None]]":
+        """Hand a message for each partition of the topic to Kafka's client; how many, and a future as of `submit`.
+
+        Asks the broker how many there are, for two seconds at most. Raises PublishError where it does not say.
+        """
+        partitions = self._look_at_topic(_LOOK_AGAIN_SECONDS)
+        publication = _Publication(self, partitions)
+        for partition in range(partitions):
+            self._produce(publication, partition, None, value_of(partition), partition)
+        return partitions, publication.future
 
     def close(self) -> None:
         """Wait until all that was submitted is acknowledged or has failed, then disconnect."""
@@ -174,26 +188,38 @@ class KafkaConnection:
         if self._last_error is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._last_error = error
 
-    def _look_at_topic(self, timeout_seconds: float) -> None:
+    def _look_at_topic(self, timeout_seconds: float) -> int:
+        """The number of its partitions."""
         topic = self._settings.kafka_job_topic
         try:
-            found = self._client.list_topics(topic, timeout=timeout_seconds).topics[topic].error
+            found = self._client.list_topics(topic, timeout=timeout_seconds).topics[topic]
         except KafkaException as error:
             if self._token_problem is not None:
-                problem = f"no token for {self._settings.kafka_brokers} ({self._token_problem})"
-                raise NotAuthorized(f"{problem}: give this process AWS credentials") from error
+                cause = f"no token for {self._settings.kafka_brokers} ({self._token_problem})"
+                raise NotAuthorized(f"{cause}: give this process AWS credentials") from error
             raise self.explain(self._last_error or error.args[0]) from error
         # Any other trouble with the topic, such as a leader being elected, may pass while we send.
-        if found is not None and _ERROR_BY_CODE.get(found.code()) in (UnknownTopic, NotAuthorized):
-            raise self.explain(found)
+        problem = found.error
+        if problem is not None and _ERROR_BY_CODE.get(problem.code()) in (UnknownTopic, NotAuthorized):
+            raise self.explain(problem)
+        return len(found.partitions)
 
-    def _produce(self, publication: "_Publication", position: int, key: str | None, value: bytes) -> None:
+    def _produce(
+        self,
+        publication: "_Publication",
+        position: int,
+        key: str | None,
+        value: bytes,
+        partition: int = _BY_KEY,
+    ) -> None:
         def report(error: KafkaError | None, _: object) -> None:
             publication.report(position, None if error is None else self.explain(error))
 
         while True:
             try:
-                self._client.produce(self._settings.kafka_job_topic, value, key, on_delivery=report)
+                self._client.produce(
+                    self._settings.kafka_job_topic, value, key, partition, on_delivery=report
+                )
                 return
             except BufferError:
                 # The queue has room again when earlier messages are acknowledged, or have failed.

@@ -3,13 +3,17 @@
 Logs are JSON lines: a static message plus ids. No addresses and no payloads go in.
 """
 
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit
+
+from campaign_jobs.settings import function_name
 
 NAMESPACE: Final = "campaign-jobs"
 
@@ -30,12 +34,38 @@ def log_unexpected(logger: Logger, message: str, error: Exception, *, event_id: 
 
 
 def publish_metrics(
-    service: str, counts: Mapping[str, float], seconds: Mapping[str, float] | None = None
+    service: str,
+    counts: Mapping[str, float],
+    seconds: Mapping[str, float] | None = None,
+    **dimensions: str,
 ) -> None:
-    """Write one line of metrics in CloudWatch's embedded metric format: counts, and durations in seconds."""
+    """Write one line of metrics in CloudWatch's embedded metric format: counts, and durations in seconds.
+
+    Its dimensions are the service, the function's name, which tells the environments of an account apart, and those
+    that are given.
+    """
     metrics = Metrics(namespace=NAMESPACE, service=service)
+    for name, text in (_of_this_function() | dimensions).items():
+        metrics.add_dimension(name, text)
     for name, value in counts.items():
         metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
     for name, value in (seconds or {}).items():
         metrics.add_metric(name=name, unit=MetricUnit.Seconds, value=value)
     metrics.flush_metrics()
+
+
+@contextmanager
+def measuring_run(service: str) -> Iterator[dict[str, float]]:
+    """Publish the counts that the block puts in, its duration, and as `errors` whether it raised."""
+    counts = {"errors": 1.0}
+    started = time.monotonic()
+    try:
+        yield counts
+        counts["errors"] = 0.0
+    finally:
+        publish_metrics(service, counts, {"duration": time.monotonic() - started})
+
+
+def _of_this_function() -> dict[str, str]:
+    name = function_name()
+    return {} if name is None else {"function_name": name}

@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -177,6 +177,13 @@ class JobProducer(EventProducer):
             error.unacknowledged = tuple(range(len(messages)))
             raise
         return connection.submit(messages)
+
+    def submit_to_each_partition(self, value_of: Callable[[int], bytes]) -> "tuple[int, Future[None]]":
+        """Begin to publish a record without a key to each partition, for heartbeats, which no service publishes.
+
+        Returns how many partitions there are, and a future that ends as `publish` would. Raises PublishError.
+        """
+        return self._connected().submit_to_each_partition(value_of)
 
     def close(self) -> None:
         self._closed = True

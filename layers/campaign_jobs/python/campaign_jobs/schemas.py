@@ -84,7 +84,8 @@ def event_schema() -> Json:
 
 def asyncapi() -> Json:
     """The contract as an AsyncAPI 3.0 document, which refers to the schema next to it."""
-    messages = {event_type: _message(event_type) for event_type in catalog.JOB_TYPE_BY_EVENT_TYPE}
+    jobs = {event_type: _message(event_type) for event_type in catalog.JOB_TYPE_BY_EVENT_TYPE}
+    messages = {**jobs, catalog.HEARTBEAT_EVENT_TYPE: _heartbeat()}
     channel = "#/channels/jobEvents"
     return {
         "asyncapi": "3.0.0",
@@ -122,8 +123,14 @@ def asyncapi() -> Json:
                 "action": "receive",
                 "title": "Do a job",
                 "channel": {"$ref": channel},
-                "messages": [{"$ref": f"{channel}/messages/{name}"} for name in messages],
-            }
+                "messages": [{"$ref": f"{channel}/messages/{name}"} for name in jobs],
+            },
+            "beat": {
+                "action": "send",
+                "title": "Show that records get through",
+                "channel": {"$ref": channel},
+                "messages": [{"$ref": f"{channel}/messages/{catalog.HEARTBEAT_EVENT_TYPE}"}],
+            },
         },
         "components": {"messages": messages},
     }
@@ -147,6 +154,38 @@ def _message(event_type: str) -> Json:
             }
         },
         "examples": [{"name": "example", "payload": example(event_type)}],
+    }
+
+
+def _heartbeat() -> Json:
+    text, moment = {"type": "string"}, {"type": "string", "format": "date-time"}
+    partition = {"type": "integer", "minimum": 0, "description": "The one that it is published to."}
+    example: Json = {
+        "id": "0f0e8c1a-3a52-4a57-9a53-7d0c6b9b1e11",
+        "type": catalog.HEARTBEAT_EVENT_TYPE,
+        "data": {"partition": 3},
+        "timestamp": "2025-01-01T12:00:00+00:00",
+    }
+    return {
+        "name": catalog.HEARTBEAT_EVENT_TYPE,
+        "title": catalog.HEARTBEAT_EVENT_TYPE,
+        "summary": "Asks for nothing; in every partition each minute. No service publishes it, and readers skip it.",
+        "contentType": "application/json",
+        "payload": {
+            "type": "object",
+            "required": list(example),
+            "properties": {
+                "id": text,
+                "type": {"const": catalog.HEARTBEAT_EVENT_TYPE},
+                "data": {
+                    "type": "object",
+                    "required": ["partition"],
+                    "properties": {"partition": partition},
+                },
+                "timestamp": moment,
+            },
+        },
+        "examples": [{"name": "example", "payload": example}],
     }
 
 

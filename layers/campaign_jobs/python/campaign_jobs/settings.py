@@ -67,6 +67,11 @@ class Settings:
         return []
 
 
+def function_name() -> str | None:
+    """The name that Lambda runs this process under, which carries its environment's; None outside of Lambda."""
+    return os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
+
+
 # Parsers: each takes the text and raises a ValueError that says what is allowed. The docstring's first line is what a
 # missing variable's message shows.
 
@@ -143,6 +148,13 @@ def schedule_interval(value: str) -> timedelta:
     if parsed < timedelta(minutes=1) or parsed % timedelta(minutes=1) or parsed > timedelta(days=365):
         raise ValueError(f"allowed is {_expected(schedule_interval)}")
     return parsed
+
+
+def rule_name(value: str) -> str:
+    """the name of an EventBridge rule: 1 to 64 letters, digits, '.', '_' or '-'"""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+        raise ValueError(f"allowed is {_expected(rule_name)}")
+    return value
 
 
 def postgresql_url(value: str) -> str:
@@ -338,7 +350,21 @@ class FraudSettings(DatabaseSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RelaySettings(DatabaseSettings, KafkaSettings):
-    pass
+    kafka_job_consumer_group: str = setting(topic_name, catalog.DEFAULT_CONSUMER_GROUP)
+    # The rules whose present schedules the age of the watermarks is relative to.
+    analytics_rule_name: str | None = setting(rule_name, None)
+    fraud_rule_name: str | None = setting(rule_name, None)
+    # In their place where there is no EventBridge.
+    analytics_interval: timedelta = setting(schedule_interval, timedelta(hours=1))
+    fraud_detection_interval: timedelta = setting(schedule_interval, timedelta(minutes=15))
+
+    def rule_of(self, job_type: catalog.ScheduledJobType) -> str | None:
+        name: str | None = getattr(self, job_type.rule_name_setting.lower())
+        return name
+
+    def interval_of(self, job_type: catalog.ScheduledJobType) -> timedelta:
+        interval: timedelta = getattr(self, job_type.interval_setting.lower())
+        return interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,9 +36,9 @@ UPDATE campaign_jobs.leases SET expires_at = '-infinity' WHERE name = %(name)s A
 class Lease:
     """One process's side of the lease `name`."""
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(self, database: Database, name: str, duration: timedelta | None = None) -> None:
         self._database = database
-        self._parameters = {"name": name, "owner": uuid.uuid4(), "duration": DURATION}
+        self._parameters = {"name": name, "owner": uuid.uuid4(), "duration": duration or DURATION}
 
     def take(self) -> bool:
         """Try to become the owner; where somebody else is, ask that one to yield."""

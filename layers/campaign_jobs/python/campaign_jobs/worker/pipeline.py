@@ -17,6 +17,7 @@ from campaign_jobs.worker.delivery import ANSWERING_SECONDS, Deadline, Delivery
 from campaign_jobs.worker.isolation import Isolation
 from campaign_jobs.worker.messages import Received
 from campaign_jobs.worker.outcomes import Later, Outcome, Rejected, Retry, Skipped
+from campaign_jobs.worker.progress import publish_batch, publish_retry_age, store_heartbeats
 from campaign_jobs.worker.queues import SEND_SECONDS, Queues, SqsQueues
 from campaign_jobs.worker.settle import Settlement, Settler, spent
 
@@ -119,20 +120,18 @@ class Pipeline:
             counts: Counter[str] = Counter()
             working = deadline.earlier(SETTLING_SECONDS)
             self._refuse_what_is_too_short(working)
-            with (
-                self._database.within(deadline.earlier(ANSWERING_SECONDS)),
-                self._isolation.records_of(event, lane, now=now, counts=counts) as received,
-            ):
-                counts.update(self._handle(received, lane, working, now))
+            with self._database.within(deadline.earlier(ANSWERING_SECONDS)):
+                with self._isolation.records_of(event, lane, now=now, counts=counts) as received:
+                    publish_retry_age(self._job_type, lane, received, now)
+                    handled, heartbeats = self._handle(received, lane, working, now)
+                    counts.update(handled)
+                group = lane.consumer_group(self._settings.kafka_job_consumer_group)
+                store_heartbeats(self._database, group, heartbeats, self._logger)
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(self._job_type.name, {"batch_stopped": 1})
             raise
-        publish_metrics(
-            self._job_type.name,
-            {**counts, "batch_size": sum(counts.values())},
-            {"duration": time.monotonic() - started},
-        )
+        publish_batch(self._job_type, counts, time.monotonic() - started)
         return counts
 
     def _refuse_what_is_too_short(self, working: Deadline) -> None:
@@ -146,14 +145,18 @@ class Pipeline:
 
     def _handle(
         self, batch_received: Sequence[Received], lane: Lane, deadline: Deadline, now: datetime
-    ) -> Counter[str]:
+    ) -> tuple[Counter[str], list[Received]]:
+        """The counts of outcomes, and the heartbeats."""
         counts: Counter[str] = Counter()
+        heartbeats: list[Received] = []
         known: dict[str, _Known] = {}
         settlements: list[Settlement] = []
         for received in batch_received:
             item = self._classify_whatever_it_is(received, lane, now)
             if item is None:
                 counts["ignored"] += 1
+            elif isinstance(item, Received):
+                heartbeats.append(item)
             elif isinstance(item, Settlement):
                 settlements.append(item)
             elif item.delivery.event.id in known:
@@ -175,11 +178,13 @@ class Pipeline:
             self._give_up(given_up)
         settlements += [self._settlement(item, outcome) for item, outcome in zip(batch, final, strict=True)]
         counts.update(self._settler.settle(settlements, now=datetime.now(UTC)))
-        return counts
+        if heartbeats:
+            counts["heartbeats"] = len(heartbeats)
+        return counts, heartbeats
 
     def _classify_whatever_it_is(
         self, received: Received, lane: Lane, now: datetime
-    ) -> _Known | Settlement | None:
+    ) -> _Known | Settlement | Received | None:
         try:
             return self._classify(received, lane, now)
         except Exception as error:  # noqa: BLE001  It is logged.
@@ -190,8 +195,10 @@ class Pipeline:
             outcome = spent(Retry(f"unexpected {type(error).__name__}"), received, self._job_type)
             return Settlement(received, outcome, self._settings.retry_queue_url(lane))
 
-    def _classify(self, received: Received, lane: Lane, now: datetime) -> _Known | Settlement | None:
-        """A valid event of ours, a settlement at once, or None for what somebody else owns."""
+    def _classify(
+        self, received: Received, lane: Lane, now: datetime
+    ) -> _Known | Settlement | Received | None:
+        """A valid event of ours, a settlement at once, a heartbeat as it came, or None for what somebody else owns."""
         retry_queue_url = self._settings.retry_queue_url(lane)
         if received.dropped_value is not None:
             if received.has_other_readers:
@@ -200,9 +207,12 @@ class Pipeline:
         try:
             decoded = events.read_object(received.value)
             event_type: str = decoded["type"]
+            if event_type == HEARTBEAT_EVENT_TYPE:
+                # One from the retry queue was handed on with its neighbors, and says nothing of the partition.
+                return None if received.from_retry_queue else received
             if event_type not in self._job_type.event_types:
                 # Read by others as well, it has another owner; in our own retry queue nobody else would see it.
-                if received.has_other_readers or event_type == HEARTBEAT_EVENT_TYPE:
+                if received.has_other_readers:
                     return None
                 owner = events.owner(event_type)
                 reason = f"{event_type} belongs to the job type {owner.name if owner else 'none'}: redrive it there"
