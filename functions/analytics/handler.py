@@ -5,7 +5,7 @@ from typing import Any
 from campaign_jobs.analytics.job import AnalyticsJob, as_json, counts
 from campaign_jobs.catalog import ANALYTICS
 from campaign_jobs.database.connection import Database
-from campaign_jobs.observability import logger_of, publish_metrics
+from campaign_jobs.observability import logger_of, measuring_run
 from campaign_jobs.settings import AnalyticsSettings
 
 job = AnalyticsJob(
@@ -18,7 +18,8 @@ job = AnalyticsJob(
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    report = job.run(event)
+    with measuring_run(ANALYTICS.name) as figures:
+        report = job.run(event)
+        figures.update(counts(report))
     logger_of(ANALYTICS.name).info("analytics ended", extra={"report": as_json(report)})
-    publish_metrics(ANALYTICS.name, counts(report))
     return as_json(report)

@@ -6,7 +6,7 @@ from typing import Any
 from campaign_jobs.catalog import FRAUD
 from campaign_jobs.database.connection import Database
 from campaign_jobs.fraud.job import FraudJob, counts
-from campaign_jobs.observability import logger_of, publish_metrics
+from campaign_jobs.observability import logger_of, measuring_run
 from campaign_jobs.settings import FraudSettings
 
 job = FraudJob(
@@ -19,12 +19,13 @@ job = FraudJob(
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    report = job.run(event)
+    with measuring_run(FRAUD.name) as figures:
+        report = job.run(event)
+        figures.update(counts(report))
     logger = logger_of(FRAUD.name)
     logger.info("fraud ended", extra={"report": asdict(report)})
     for problem in report.invalid_policies:
         logger.warning(
             "a campaign's fraud_policy is wrong; the default one is in force", extra={"problem": problem}
         )
-    publish_metrics(FRAUD.name, counts(report))
     return asdict(report)

@@ -480,7 +480,7 @@ def test_a_report_adds_up_over_the_rounds(
     outbox.enqueue(connection, [welcome(1), welcome(2)])
     report = relay.round(relay.round())
     assert report == RelayReport(published=2, rounds=2)
-    assert counts(report)["published"] == 2.0
+    assert counts(report)["records"] == 2.0
     assert counts(report)["rounds"] == 2.0
 
 

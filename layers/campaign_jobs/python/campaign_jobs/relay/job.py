@@ -77,15 +77,24 @@ class Relay:
         self._positions_looked_at = float("-inf")
         self._forgot_at = float("-inf")
 
-    def run(self, deadline: Deadline) -> RelayReport:
+    def run(
+        self,
+        deadline: Deadline,
+        *,
+        before_round: Callable[[], None] = lambda: None,
+        after_round: Callable[[], None] = lambda: None,
+    ) -> RelayReport:
         """Look again and again until the deadline is near or the next tick's run waits for the lease.
 
+        What is to be done around each round is done under the lease, and afterwards even where the round has failed.
         Raises PublishError when Kafka does not take everything: what it took is marked, the rest waits in the outbox.
         """
         with self._database.within(deadline):
-            return self._run(deadline)
+            return self._run(deadline, before_round, after_round)
 
-    def _run(self, deadline: Deadline) -> RelayReport:
+    def _run(
+        self, deadline: Deadline, before_round: Callable[[], None], after_round: Callable[[], None]
+    ) -> RelayReport:
         lease = Lease(self._database, "relay")
         while not lease.take():
             if deadline.remaining_seconds() < UNTIL_DEADLINE_SECONDS:
@@ -98,7 +107,11 @@ class Relay:
 
         try:
             while True:
-                report = self.round(report, go_on=go_on)
+                before_round()
+                try:
+                    report = self.round(report, go_on=go_on)
+                finally:
+                    after_round()
                 if not go_on():
                     return report
                 time.sleep(LOOK_EVERY_SECONDS)
@@ -202,5 +215,6 @@ def _value(event: dict[str, Any]) -> bytes:
 
 
 def counts(report: RelayReport) -> dict[str, float]:
-    """The report as metrics."""
-    return {name: float(value) for name, value in asdict(report).items()}
+    """The report as metrics; `records` are the events published."""
+    figures = {name: float(value) for name, value in asdict(report).items()}
+    return {"records": figures.pop("published"), **figures}
