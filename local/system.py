@@ -49,6 +49,9 @@ DATABASE_NAME: Final = "campaign_jobs"
 MAX_CONCURRENCY: Final = {"email": 3}
 DEFAULT_CONCURRENCY: Final = 2
 
+# As long as the slowest lane takes to get a heartbeat through, and more.
+HEARTBEAT_PATIENCE_SECONDS: Final = 30
+
 Progress = Callable[[str], None]
 log = logging.getLogger(__name__)
 
@@ -380,6 +383,14 @@ class LocalSystem:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"after {timeout_seconds:g} s still under way: {unfinished}")
             time.sleep(0.5)
+
+    def left_under_way(self) -> dict[str, int]:
+        """What is still under way after a moment's patience: a heartbeat is, each minute."""
+        try:
+            self.wait_until_quiet(timeout_seconds=HEARTBEAT_PATIENCE_SECONDS)
+        except TimeoutError:
+            return self.unfinished()
+        return {}
 
     def summary(self) -> str:
         """The start-up summary: what runs, how, and where to look."""

@@ -183,7 +183,7 @@ def collect(cast: Cast, system: LocalSystem, outcomes: Outcomes, *, topic: str, 
         failed_invocations={
             name: function.failures for name, function in system.functions.items() if function.failures
         },
-        unfinished=system.unfinished(),
+        unfinished=system.left_under_way(),
     )
 
 
