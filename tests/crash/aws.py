@@ -1,4 +1,5 @@
-"""What the functions ask of SES and SQS, no more: it counts what it accepts, and its queues show all that is in them.
+"""What the functions ask of SES, SQS and EventBridge, no more. It counts what it accepts, and its queues show everything
+that is in them.
 
 The other tests use moto's. Here time passes between two invocations without anybody waiting for it, so that a message
 that SQS would deliver in an hour must be at hand; moto has no way to let it out early.
@@ -25,6 +26,12 @@ REFUSALS = {
 
 MAX_SEND_RATE = 1_000_000.0
 """Nobody waits for a token, so that two runs ask for tokens equally often."""
+
+
+RULES = {
+    "rule-of-analytics": {"ScheduleExpression": "cron(0 * * * ? *)", "State": "ENABLED"},
+    "rule-of-fraud": {"ScheduleExpression": "rate(15 minutes)", "State": "DISABLED"},
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Aws:
                 return self._get_account()
             if path == "/v2/email/outbound-emails":
                 return self._send_email(request)
+            if target == "AWSEvents.DescribeRule":
+                return 200, "", {"Name": request["Name"], **RULES[request["Name"]]}
             assert target == "AmazonSQS.SendMessageBatch", f"nobody expected {target or path}"
             return 200, "", self._send_messages(request)
 

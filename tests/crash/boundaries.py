@@ -206,7 +206,8 @@ def _aws_kind(request: Any) -> str:
     target = request.headers.get("X-Amz-Target")
     if target is None:
         return f"SES {request.method} {request.url.split('/v2')[-1]}"
-    return (target.decode() if isinstance(target, bytes) else str(target)).replace("AmazonSQS.", "SQS ")
+    name = target.decode() if isinstance(target, bytes) else str(target)
+    return name.replace("AmazonSQS.", "SQS ").replace("AWSEvents.", "EventBridge ")
 
 
 def _command_of(text: Any, connection: psycopg.Connection[Any]) -> str:

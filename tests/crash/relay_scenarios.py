@@ -66,7 +66,7 @@ def _one_event(connection: Connection) -> list[Any]:
     return [TICK]
 
 
-def _another_tick_waits(connection: Connection) -> list[Any]:
+def another_tick_waits(connection: Connection) -> list[Any]:
     """Once the lease has been renewed, the next tick's run asks for it."""
     connection.execute(
         "CREATE FUNCTION campaign_jobs.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
@@ -105,7 +105,7 @@ SCENARIOS = [
         name="relay: until the next tick waits",
         function="relay",
         source="schedule",
-        seed=_another_tick_waits,
+        seed=another_tick_waits,
         expect=_one_published,
         constants={"campaign_jobs.relay.job:LOOK_EVERY_SECONDS": 0.01},
     ),

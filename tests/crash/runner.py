@@ -33,7 +33,7 @@ def _import_all() -> None:
     for module in pkgutil.walk_packages(campaign_jobs.__path__, "campaign_jobs."):
         importlib.import_module(module.name)
     # What a client is made of is read once and kept by boto3's session; the children build their own clients from it.
-    for service in ("sesv2", "sqs"):
+    for service in ("sesv2", "sqs", "events"):
         boto3.client(service, region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
     for email_type in EMAIL_TYPES:
         render(built_in(email_type), sample_context(email_type))

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import psycopg
 
-from campaign_jobs.catalog import EVENT_JOB_TYPES
+from campaign_jobs.catalog import EVENT_JOB_TYPES, HEARTBEAT_EVENT_TYPE
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.settings import BY_FUNCTION
 from tests.crash.state import Dump, comparable, dead_letters, dump, waiting
@@ -84,7 +84,9 @@ class Rest:
     dump: Dump
     outside: Outside
     records: tuple[dict[str, Any], ...]
-    """What is in the topic, each event once."""
+    """What is in the topic, each event once; heartbeats aside."""
+    beaten: frozenset[int]
+    """The partitions that got heartbeats; how many is a matter of time."""
     boundaries: list[dict[str, Any]]
     at_the_stop: Outside | None
     rows: Callable[[str], list[tuple[Any, ...]]]
@@ -97,6 +99,7 @@ class Rest:
             "records": sorted(
                 comparable(json.dumps(record, sort_keys=True), known) for record in self.records
             ),
+            "heartbeats": sorted(self.beaten),
             "dead letters": sorted(self.outside.dead_letters),
             "handed on": sorted(self.outside.waiting),
         }
@@ -113,6 +116,7 @@ class Run:
         self._database_url = database_url
         self._deliveries = deliveries
         self._events: list[dict[str, Any]] = []
+        self._beaten: set[int] = set()
 
     def to_rest(self, stop_at: tuple[str, int] | None) -> Rest:
         """Deliver, stop there, and deliver again as Lambda does until nothing is left to deliver."""
@@ -136,6 +140,7 @@ class Run:
                 dump=dump(connection),
                 outside=self._outside(connection),
                 records=tuple({event["id"]: event for event in self._events}.values()),
+                beaten=frozenset(self._beaten),
                 boundaries=report["boundaries"],
                 at_the_stop=at_the_stop,
                 rows=lambda query: connection.execute(query.encode()).fetchall(),
@@ -234,7 +239,11 @@ class Run:
             return Counter(row[0] for row in connection.execute(query.encode()))
 
         if self._uses_kafka:
-            self._events += [json.loads(value) for value in self._worker.topic.read()]
+            for event in map(json.loads, self._worker.topic.read()):
+                if event["type"] == HEARTBEAT_EVENT_TYPE:
+                    self._beaten.add(event["data"]["partition"])
+                else:
+                    self._events.append(event)
         return Outside(
             mails=Counter(mail.recipient for mail in self._worker.aws.mails),
             recorded_mails=count(

@@ -5,6 +5,7 @@ from typing import Final
 from tests.crash import (
     email_scenarios,
     feedback_scenarios,
+    heartbeat_scenarios,
     isolation_scenarios,
     position_scenarios,
     relay_scenarios,
@@ -18,6 +19,7 @@ from tests.crash.scenario import Scenario
 SCENARIOS: Final[tuple[Scenario, ...]] = (
     *email_scenarios.SCENARIOS,
     *feedback_scenarios.SCENARIOS,
+    *heartbeat_scenarios.SCENARIOS,
     *isolation_scenarios.SCENARIOS,
     *position_scenarios.SCENARIOS,
     *reward_scenarios.SCENARIOS,

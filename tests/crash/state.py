@@ -24,6 +24,7 @@ IGNORED: Final = {
         "runs",
     ): "an event that comes again is one more request, and a run that finds nothing to change",
     ("position_runs", "woken_at"): "when relay looked",
+    ("heartbeats", "topic"): "each worker has one of its own",
 }
 
 _COLUMNS: Final = """

@@ -136,6 +136,8 @@ class Worker:
             "WEBHOOK_TEST_CA_FILE": str(self.certificates.ca_file),
             "KAFKA_BROKERS": self.topic.bootstrap_servers,
             "KAFKA_JOB_TOPIC": self.topic.name,
+            "ANALYTICS_RULE_NAME": "rule-of-analytics",
+            "FRAUD_RULE_NAME": "rule-of-fraud",
             **UNSUBSCRIBE_SETTINGS,
         }
         for job_type in EVENT_JOB_TYPES:

@@ -160,10 +160,10 @@ def next_tick(schedule: str, after: datetime) -> datetime | None:
 
 
 def _next_by_cron(expression: str, after: datetime) -> datetime | None:
-    # Most rules have a rate.
-    from aws_croniter import AwsCroniter
-
     try:
+        # Most rules have a rate.
+        from aws_croniter import AwsCroniter
+
         tick: datetime | None = AwsCroniter(expression).get_next(after.astimezone(UTC))[0]
     except Exception as error:
         # Its errors have no common base.
