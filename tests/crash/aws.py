@@ -1,5 +1,5 @@
-"""What the functions ask of SES, SQS and EventBridge, no more. It counts what it accepts, and its queues show everything
-that is in them.
+"""What the functions ask of SES, SQS and EventBridge, no more. It counts what it accepts, and its queues show
+everything that is in them.
 
 The other tests use moto's. Here time passes between two invocations without anybody waiting for it, so that a message
 that SQS would deliver in an hour must be at hand; moto has no way to let it out early.

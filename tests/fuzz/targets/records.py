@@ -58,23 +58,27 @@ _UNROUTABLE: Final = Unroutable(_unroutable_settings, _NO_DATABASE)
 def run(data: bytes) -> None:
     received = Received(Coordinates("job-events", 0, 0), data, NOW, NOW)
     owners = []
+    beats = 0
     valid = None
     for job_type in _JOB_TYPES:
         item = _PIPELINES[job_type.name]._classify(received, job_type.lanes[0], NOW)
         if isinstance(item, Settlement):
             assert isinstance(item.outcome, Rejected) and item.outcome.reason
             owners.append(job_type.name)
+        elif isinstance(item, Received):
+            beats += 1
         elif item is not None:
             valid = item.delivery.event
             owners.append(job_type.name)
-    rejected = _UNROUTABLE._rejected(received)
-    if rejected is not None:
+    rejected = _UNROUTABLE._type_of(received)
+    if isinstance(rejected, Rejected):
         assert rejected.reason
         # It goes into logs and messages, and is read by people.
         assert rejected.reason.isprintable()
         owners.append("unroutable")
-    if owners == []:
-        assert read_object(data)["type"] == HEARTBEAT_EVENT_TYPE
+    if beats:
+        # One for each lane.
+        assert (beats, owners, rejected) == (len(_JOB_TYPES), [], HEARTBEAT_EVENT_TYPE)
         return
     assert len(owners) == 1, owners
     if valid is not None:
