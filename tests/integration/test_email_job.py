@@ -947,6 +947,30 @@ def test_an_event_that_contradicts_the_database_changes_nobody_elses_reward(
     assert not sender.accepted
 
 
+@pytest.mark.parametrize("other", ["another type", "another milestone", "another user"])
+def test_an_id_that_was_used_for_another_mail_is_refused_and_changes_nothing_of_that(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender, other: str
+) -> None:
+    user = campaign.add_user()
+    campaign.set(status="paused")
+    first = campaign.asks("milestone", user, milestone=5)
+    assert process(job, first) == [Skipped("parked: the campaign is paused")]
+    campaign.set(status="active")
+    # The first one's once-key is taken, which nobody who reuses its id must wait for.
+    assert process(job, campaign.asks("milestone", user, milestone=5)) == [Done()]
+    if other == "another type":
+        reused = campaign.asks("verification", user, first.event.id)
+    elif other == "another milestone":
+        reused = campaign.asks("milestone", user, first.event.id, milestone=6)
+    else:
+        reused = campaign.asks("milestone", campaign.add_user(), first.event.id, milestone=5)
+    reason = "the event's id was used before, for another mail"
+    assert process(job, reused) == [Rejected(reason)]
+    job.give_up([(reused, reason)])
+    assert campaign.mail(first) == ("parked", "the campaign is paused")
+    assert len(sender.accepted) == 1
+
+
 # Rewards.
 
 

@@ -50,6 +50,7 @@ FREE = State(
     unsubscribed=False,
     held=False,
     message_status=None,
+    is_another_mails=False,
     claimed_until=None,
     once_accepted=False,
     once_claimed_until=None,
@@ -81,6 +82,7 @@ states = st.builds(
     unsubscribed=st.booleans(),
     held=st.booleans(),
     message_status=st.sampled_from([None, "claimed", "released", "accepted", "skipped", "parked", "failed"]),
+    is_another_mails=st.just(False),
     claimed_until=moments,
     once_accepted=st.booleans(),
     once_claimed_until=moments,
@@ -127,6 +129,13 @@ def test_a_mail_goes_only_where_every_sentence_allows_it(mail: EmailJobPayload, 
 def test_what_was_settled_is_never_decided_again(mail: EmailJobPayload, state: State) -> None:
     for status in ("accepted", "skipped"):
         assert decide(mail, replace(state, message_status=status)) == Settled(status)
+
+
+@given(payloads, states)
+def test_an_id_that_is_another_mails_is_wrong_whatever_has_become_of_that(
+    mail: EmailJobPayload, state: State
+) -> None:
+    assert isinstance(decide(mail, replace(state, is_another_mails=True)), Wrong)
 
 
 @given(payloads, states)

@@ -40,6 +40,8 @@ class State:
     held: bool
     message_status: str | None
     """The status of this event's own row in email_messages, if it has one."""
+    is_another_mails: bool
+    """The row is that of a mail of another type, to another user or with another once-key."""
     claimed_until: datetime | None
     """The end of the claim on this event's row."""
     once_accepted: bool
@@ -126,6 +128,8 @@ def exclusive_key(payload: EmailJobPayload) -> str | None:
 
 def decide(payload: EmailJobPayload, state: State) -> Decision:
     """Decide about one event. What has been done comes first, then what is missing, then who must not be written to."""
+    if state.is_another_mails:
+        return Wrong("the event's id was used before, for another mail")
     if state.message_status in ("accepted", "skipped"):
         return Settled(state.message_status)
     if state.claimed_until is not None and state.claimed_until > state.now:

@@ -33,6 +33,9 @@ SELECT
     EXISTS (SELECT FROM campaign_jobs.held_users WHERE user_id = wanted.user_id) AS held,
     own.status AS message_status,
     own.claimed_until,
+    own.event_id IS NOT NULL
+        AND (own.type, own.user_id, own.once_key) IS DISTINCT FROM (wanted.type, wanted.user_id, wanted.once_key)
+        AS is_another_mails,
     once.accepted AS once_accepted,
     greatest(once.claimed_until, in_flight.claimed_until) AS once_claimed_until,
     last_told.position AS last_told_position,
@@ -158,8 +161,8 @@ WHERE message.event_id = wanted.event_id AND message.claim_token = %(claim_token
 RETURNING message.event_id
 """
 
-# What does not go: skipped, parked or failed. An accepted mail, an earlier skip or somebody else's live claim is left
-# alone; a claim of our own ends here when its mail is given up without an answer.
+# What does not go: skipped, parked or failed. An accepted mail, an earlier skip, another mail under the same id or
+# somebody else's live claim is left alone; a claim of our own ends here when its mail is given up without an answer.
 _SET_ASIDE: Final = """
 INSERT INTO campaign_jobs.email_messages
     (event_id, type, campaign_id, user_id, user_reward_id, once_key, status, reason, parked_event)
@@ -177,10 +180,12 @@ ORDER BY wanted.event_id
 ON CONFLICT (event_id) DO UPDATE
 SET status = EXCLUDED.status, reason = EXCLUDED.reason, parked_event = EXCLUDED.parked_event,
     claim_token = NULL, claimed_until = NULL, updated_at = now()
-WHERE email_messages.status IN ('released', 'parked', 'failed')
-   OR (email_messages.status = 'claimed'
-       AND (email_messages.claimed_until < clock_timestamp()
-            OR email_messages.claim_token = ANY (%(own_claim_tokens)s)))
+WHERE (email_messages.type, email_messages.user_id, email_messages.once_key)
+        IS NOT DISTINCT FROM (EXCLUDED.type, EXCLUDED.user_id, EXCLUDED.once_key)
+  AND (email_messages.status IN ('released', 'parked', 'failed')
+       OR (email_messages.status = 'claimed'
+           AND (email_messages.claimed_until < clock_timestamp()
+                OR email_messages.claim_token = ANY (%(own_claim_tokens)s))))
 RETURNING event_id
 """
 
@@ -384,6 +389,7 @@ def _state(row: Mapping[str, Any]) -> State:
         unsubscribed=row["unsubscribed"],
         held=row["held"],
         message_status=row["message_status"],
+        is_another_mails=row["is_another_mails"],
         claimed_until=row["claimed_until"],
         once_accepted=bool(row["once_accepted"]),
         once_claimed_until=row["once_claimed_until"],
