@@ -32,6 +32,7 @@ from tests.integration.reward_campaign import deadline
 
 POOL_SIZE = 10
 OTHERS_CLAIM = "the mail is claimed by somebody else"
+CHANGED = "what the mail was decided by changed meanwhile"
 
 
 @pytest.fixture
@@ -293,9 +294,15 @@ def test_only_one_of_two_position_updates_in_a_batch_goes(
     assert isinstance(process(job, second)[0], Skipped)
 
 
+@pytest.mark.parametrize("moves_on", [False, True])
 def test_a_position_update_that_was_decided_before_another_went_is_given_back(
-    database: Database, campaign: MailCampaign, sender: RecordingSender, monkeypatch: pytest.MonkeyPatch
+    database: Database,
+    campaign: MailCampaign,
+    sender: RecordingSender,
+    monkeypatch: pytest.MonkeyPatch,
+    moves_on: bool,
 ) -> None:
+    campaign.set(position_email_cooldown=timedelta() if moves_on else timedelta(hours=24))
     user = campaign.add_user(original_position=100)
     campaign.rank(user, 5)
     late, quick = campaign.asks("position_update", user), campaign.asks("position_update", user)
@@ -306,13 +313,16 @@ def test_a_position_update_that_was_decided_before_another_went_is_given_back(
         with_its_own = Database(database._conninfo())
         assert process(job_of(with_its_own, sender), quick) == [Done()]
         with_its_own.close()
+        if moves_on:
+            # It may go again, but not with the position that it was written with.
+            campaign.rank(user, 1)
         return claim(*arguments, **named)
 
     monkeypatch.setattr(store, "claim", overtaken)
     (outcome,) = process(job_of(database, sender), late)
-    assert is_later(outcome, OTHERS_CLAIM, 10)
+    assert is_later(outcome, CHANGED, 10)
     assert len(sender.accepted) == 1
-    assert campaign.mail(late) == ("released", "another position update came first")
+    assert campaign.mail(late) == ("released", CHANGED)
 
 
 # Once.
@@ -1009,6 +1019,42 @@ def test_a_reward_whose_mail_is_skipped_or_dead_is_failed_with_the_reason(
         process(job, asked)
         reason = "the user is removed"
     assert campaign.row(user_reward, "status, last_error") == ("failed", reason)
+
+
+@pytest.mark.parametrize("when", ["the rate is looked up", "it is claimed"])
+def test_a_hold_that_begins_before_the_claim_is_committed_stops_the_mail(
+    job: EmailJob,
+    campaign: MailCampaign,
+    sender: RecordingSender,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    user = campaign.add_user()
+    user_reward = campaign.earn(campaign.add_reward("email"), user)
+    asked = campaign.asks("reward_earned", user, user_reward_id=str(user_reward))
+    other = campaign.asks("welcome", user)
+    claim = store.claim
+
+    def look_up() -> float:
+        campaign.open_case(user_reward)
+        return sender.rate
+
+    def hold_and_claim(*arguments: Any, **named: Any) -> set[str]:
+        campaign.open_case(user_reward)
+        return claim(*arguments, **named)
+
+    if when == "it is claimed":
+        monkeypatch.setattr(store, "claim", hold_and_claim)
+        outcomes = process(job, asked, other)
+        assert is_later(outcomes[0], CHANGED, 10)
+        assert campaign.mail(asked) == ("released", CHANGED)
+        assert outcomes[1] == Done()
+        asked_again = process(job, asked)
+    else:
+        monkeypatch.setattr(sender, "max_send_rate", look_up)
+        asked_again = process(job, asked)
+    assert asked_again == [Skipped("a fraud case holds the reward")]
+    assert ("reward_earned", campaign.address(user)) not in sender.sent
 
 
 def test_a_mail_about_a_webhooks_reward_does_not_deliver_it(job: EmailJob, campaign: MailCampaign) -> None:

@@ -12,9 +12,10 @@ from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Later, Outcome
 from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS
 from tests.integration.reward_campaign import deadline
-from tests.interleavings.stepping import Side
+from tests.interleavings.stepping import Schedule, Side
 
 LOADS = "SELECT wanted.event_id, clock_timestamp() AS now"
+CLAIMS = "WITH expired AS ( SELECT message.event_id"
 
 
 @dataclass
@@ -59,3 +60,10 @@ def settled(
         job.process([delivery], deadline())[0] if isinstance(outcome, Later) else outcome
         for delivery, outcome in zip(deliveries, outcomes, strict=True)
     ]
+
+
+def came_before_the_claim(schedule: Schedule, other: Side, sending: Side) -> bool:
+    """Whether the other side committed before the mail was decided about for the last time, under its claim."""
+    came_first = schedule.is_before(other, "COMMIT", sending, LOADS, last=True)
+    assert came_first or not schedule.is_before(other, "COMMIT", sending, CLAIMS)
+    return came_first

@@ -207,20 +207,20 @@ class Schedule:
                 side.stop_at_next()
             return
 
-    def happened(self, side: Side, boundary: str) -> int | None:
-        """When a side first passed a boundary that contains this text: its place in the trace; None for never."""
-        return next(
-            (
-                place
-                for place, step in enumerate(self.trace)
-                if step.side == side.name and boundary in step.boundary
-            ),
-            None,
-        )
+    def happened(self, side: Side, boundary: str, *, last: bool = False) -> int | None:
+        """When a side first (or last) passed a boundary that contains this text: its place in the trace; or None."""
+        places = [
+            place
+            for place, step in enumerate(self.trace)
+            if step.side == side.name and boundary in step.boundary
+        ]
+        return places[-1 if last else 0] if places else None
 
-    def is_before(self, side: Side, boundary: str, other: Side, other_boundary: str) -> bool:
-        """Whether one boundary was passed, and the other one later or never."""
-        one, another = self.happened(side, boundary), self.happened(other, other_boundary)
+    def is_before(
+        self, side: Side, boundary: str, other: Side, other_boundary: str, *, last: bool = False
+    ) -> bool:
+        """Whether one boundary was passed, and the other one later or never; or the other one's last time."""
+        one, another = self.happened(side, boundary), self.happened(other, other_boundary, last=last)
         return one is not None and (another is None or one < another)
 
     def __str__(self) -> str:

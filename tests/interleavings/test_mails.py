@@ -8,7 +8,7 @@ from campaign_jobs.email.store import release_parked
 from campaign_jobs.worker.outcomes import Done, Skipped
 from tests.integration.email_campaign import MailCampaign
 from tests.integration.reward_campaign import deadline
-from tests.interleavings.mailing import LOADS, email_job, settled
+from tests.interleavings.mailing import came_before_the_claim, email_job, settled
 from tests.interleavings.services import writes
 from tests.interleavings.stepping import Race
 
@@ -129,8 +129,9 @@ def test_a_campaign_paused_meanwhile_loses_no_mail_and_doubles_none(
         delivery = campaign.asks("welcome", campaign.add_user())
         sent.clear()
         pause = ("UPDATE campaign_jobs.campaigns SET status = 'paused' WHERE id = %s", (campaign.id,))
-        schedule.run(lambda: job.process([delivery], deadline()), writes(race.second, pause))
-        was_paused = schedule.is_before(race.second, "COMMIT", race.first, LOADS)
+        (outcome,), _ = schedule.run(lambda: job.process([delivery], deadline()), writes(race.second, pause))
+        was_paused = came_before_the_claim(schedule, race.second, race.first)
+        settled(job, [delivery], [outcome])
         assert len(sent) == (0 if was_paused else 1)
         assert campaign.statuses() == {"parked" if was_paused else "accepted": 1}
 
@@ -184,7 +185,7 @@ def test_mail_that_is_parked_while_its_campaign_goes_on_is_found_by_relay(
     ],
     ids=["removed", "unsubscribed", "suppressed"],
 )
-def test_who_must_not_be_written_to_any_more_is_not_once_the_mail_is_decided_after_it(
+def test_who_must_not_be_written_to_any_more_is_not_once_the_mail_is_claimed_after_it(
     race: Race, connection: Connection, change: str, reason: str
 ) -> None:
     sent: list[Mail] = []
@@ -198,7 +199,8 @@ def test_who_must_not_be_written_to_any_more_is_not_once_the_mail_is_decided_aft
         (outcome,), _ = schedule.run(
             lambda: job.process([delivery], deadline()), writes(race.second, (change, (user,)))
         )
-        came_first = schedule.is_before(race.second, "COMMIT", race.first, LOADS)
+        came_first = came_before_the_claim(schedule, race.second, race.first)
+        (outcome,) = settled(job, [delivery], [outcome])
         assert outcome == (Skipped(reason) if came_first else Done())
         assert len(sent) == (0 if came_first else 1)
         # And nothing goes out later.
@@ -220,6 +222,7 @@ def test_a_user_who_verifies_while_a_verification_is_repeated(race: Race, connec
         (outcome,), _ = schedule.run(
             lambda: job.process([delivery], deadline()), writes(race.second, (verify, (user,)))
         )
-        came_first = schedule.is_before(race.second, "COMMIT", race.first, LOADS)
+        came_first = came_before_the_claim(schedule, race.second, race.first)
+        (outcome,) = settled(job, [delivery], [outcome])
         assert outcome == (Skipped("the user is verified already") if came_first else Done())
         assert len(sent) == (0 if came_first else 1)

@@ -18,7 +18,8 @@ from campaign_jobs.worker.outcomes import Done, Later, Outcome, Skipped
 from tests.integration.email_campaign import MailCampaign
 from tests.integration.email_campaign import delivery_of as mail_delivery_of
 from tests.integration.reward_campaign import Campaign, deadline, delivery_of
-from tests.interleavings.mailing import LOADS, email_job
+from tests.interleavings.mailing import came_before_the_claim, email_job
+from tests.interleavings.mailing import settled as settled_mails
 from tests.interleavings.services import in_transaction, writes
 from tests.interleavings.stepping import Race, Side
 
@@ -147,10 +148,11 @@ def test_a_hold_stops_a_reward_s_mail_until_it_is_decided_and_never_its_recordin
             "UPDATE campaign_jobs.user_rewards SET status = 'delivering' WHERE id = %s", (user_reward,)
         )
         sent.clear()
-        schedule.run(
+        (outcome,), _ = schedule.run(
             lambda: job.process([delivery], deadline()), writes(race.second, (OPENS_CASE, (user_reward,)))
         )
-        held = schedule.is_before(race.second, "COMMIT", race.first, LOADS)
+        held = came_before_the_claim(schedule, race.second, race.first)
+        settled_mails(job, [delivery], [outcome])
         assert len(sent) == (0 if held else 1)
         row = campaign.row(user_reward, "status, held_at IS NOT NULL")
         assert row == (("earned", True) if held else ("delivered", False))
@@ -257,7 +259,8 @@ def test_a_reward_revoked_while_its_mail_is_sent_stays_revoked(race: Race, conne
         (outcome,), _ = schedule.run(
             lambda: job.process([delivery], deadline()), writes(race.second, (revoke, (user_reward,)))
         )
-        came_first = schedule.is_before(race.second, "COMMIT", race.first, LOADS)
+        came_first = came_before_the_claim(schedule, race.second, race.first)
+        (outcome,) = settled_mails(job, [delivery], [outcome])
         assert outcome == (Skipped("the reward is revoked") if came_first else Done())
         assert len(sent) == (0 if came_first else 1)
         assert campaign.row(user_reward) == ("revoked",)

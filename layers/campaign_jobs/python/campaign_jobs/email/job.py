@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import Final
@@ -16,6 +16,7 @@ from campaign_jobs.email import store
 from campaign_jobs.email.composing import CannotCompose, Templates, compose
 from campaign_jobs.email.decisions import (
     HELD,
+    SEND,
     Busy,
     Missing,
     Park,
@@ -55,7 +56,8 @@ CLAIM_MARGIN: Final = timedelta(seconds=30)
 LONGEST_CLAIM: Final = timedelta(seconds=EMAIL.timeout_seconds) + CLAIM_MARGIN
 POOLFUL_SECONDS: Final = CONNECT_SECONDS + READ_SECONDS + 5
 """The longest that sending and recording one pool-full may take; with less left, nothing more is started."""
-CLAIMED_ELSEWHERE_WAIT: Final = timedelta(seconds=5)
+_CLAIMED_ELSEWHERE: Final = Later("the mail is claimed by somebody else", timedelta(seconds=5))
+_CHANGED: Final = Later("what the mail was decided by changed meanwhile", timedelta(seconds=5))
 FIRST_PAUSE_SECONDS: Final = 1.0
 LAST_PAUSE_SECONDS: Final = 16.0
 """How long nobody sends after a throttle; twice as long each time that throttles go on."""
@@ -131,6 +133,8 @@ class EmailJob:
             return self._process(deliveries, deadline)
 
     def _process(self, deliveries: Sequence[Delivery[EmailEvent]], deadline: Deadline) -> Sequence[Outcome]:
+        # First, because SES may take its time, and what is loaded grows old.
+        self._rate.look_up()
         loaded, templates = self._load([delivery.event for delivery in deliveries])
         outcomes: dict[str, Outcome] = {}
         ready: list[_Ready] = []
@@ -237,7 +241,6 @@ class EmailJob:
     def _send_all(self, ready: Sequence[_Ready], deadline: Deadline) -> dict[str, Outcome]:
         if not ready:
             return {}
-        self._rate.look_up()
         claim_token = uuid.uuid4()
         claim_for = timedelta(seconds=deadline.remaining_seconds()) + CLAIM_MARGIN
         claimed_ids, outcomes = self._claim(ready, claim_token, claim_for)
@@ -305,19 +308,29 @@ class EmailJob:
             exclusive_key(item.loaded.event.data) or item.event_id: item.loaded for item in reversed(ready)
         }
         ordered = [item for _, item in sorted(first.items(), key=lambda entry: entry[0])]
-        claimed, refused = in_batch(
-            self._database,
-            ordered,
-            lambda connection, rows: store.claim(
-                connection, rows, claim_token=claim_token, claim_for=claim_for
-            ),
-        )
-        ids = set().union(*claimed)
-        elsewhere = Later("the mail is claimed by somebody else", CLAIMED_ELSEWHERE_WAIT)
-        outcomes: dict[str, Outcome] = {
-            item.event_id: elsewhere for item in ready if item.event_id not in ids
+
+        def work(connection: Connection, rows: Sequence[store.Loaded]) -> dict[str, Outcome | None]:
+            claimed = store.claim(connection, rows, claim_token=claim_token, claim_for=claim_for)
+            mine = [item for item in rows if item.event.id in claimed]
+            by_now = store.load(connection, [item.event for item in mine])
+            changed = [
+                store.Result(item.event.id, "released", _CHANGED.reason)
+                for item, now in zip(mine, by_now, strict=True)
+                if not _still_goes(item, now)
+            ]
+            if changed:
+                store.record(connection, changed, claim_token=claim_token)
+            return dict.fromkeys(claimed) | {result.event_id: _CHANGED for result in changed}
+
+        parts, refused = in_batch(self._database, ordered, work)
+        claimed = {event_id: outcome for part in parts for event_id, outcome in part.items()}
+        outcomes = {
+            item.event_id: outcome
+            for item in ready
+            if (outcome := claimed.get(item.event_id, _CLAIMED_ELSEWHERE)) is not None
         }
-        return ids, outcomes | {item.event.id: Retry(refusal.reason) for item, refusal in refused}
+        outcomes |= {item.event.id: Retry(refusal.reason) for item, refusal in refused}
+        return {item.event_id for item in ready} - outcomes.keys(), outcomes
 
     def _send_side_by_side(self, poolful: Sequence[_Ready]) -> list[_Answer]:
         def send(item: _Ready) -> _Answer:
@@ -360,6 +373,18 @@ class EmailJob:
         if any(refusal.passing for _, refusal in refused):
             self._unanswered.append(claim_token)
         return {result.event_id: _unrecorded(result, refusal) for result, refusal in refused}
+
+
+def _still_goes(before: store.Loaded, now: store.Loaded) -> bool:
+    """Whether a mail that has just been claimed may go by what is there now.
+
+    From the claim on nobody else tells the user a position.
+    """
+    unclaimed = replace(now.state, message_status=None, claimed_until=None)
+    return (
+        decide(now.event.data, unclaimed) == SEND
+        and now.state.last_notified_at == before.state.last_notified_at
+    )
 
 
 def _unrecorded(result: store.Result, refusal: Refusal) -> Outcome:

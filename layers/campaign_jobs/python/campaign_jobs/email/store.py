@@ -144,23 +144,6 @@ WHERE message.event_id = free.event_id
 RETURNING message.event_id
 """
 
-# The cooldown was judged by what had been told when the batch was loaded. From the claim on nobody else can tell this
-# user a position, so what has been told by now stays, and a claim that it contradicts is given back.
-_RELEASE_OUTDATED: Final = """
-UPDATE campaign_jobs.email_messages AS message
-SET status = 'released', reason = 'another position update came first', claim_token = NULL, claimed_until = NULL,
-    updated_at = now()
-FROM unnest(%(event_ids)s::text[], %(last_told_ats)s::timestamptz[]) AS wanted (event_id, last_told_at)
-WHERE message.event_id = wanted.event_id AND message.claim_token = %(claim_token)s
-  AND message.type = 'position_update'
-  AND EXISTS (
-    SELECT FROM campaign_jobs.email_messages AS told
-    WHERE told.user_id = message.user_id AND told.type = 'position_update' AND told.status = 'accepted'
-      AND told.accepted_at > coalesce(wanted.last_told_at, '-infinity')
-  )
-RETURNING message.event_id
-"""
-
 # What does not go: skipped, parked or failed. An accepted mail, an earlier skip, another mail under the same id or
 # somebody else's live claim is left alone; a claim of our own ends here when its mail is given up without an answer.
 _SET_ASIDE: Final = """
@@ -300,7 +283,6 @@ def claim(
         "positions": [
             item.row["position"] if item.event.data.type == "position_update" else None for item in loaded
         ],
-        "last_told_ats": [item.row["last_told_at"] for item in loaded],
         "claim_token": claim_token,
         "claim_for": claim_for,
     }
@@ -312,8 +294,6 @@ def claim(
         except UniqueViolation as error:
             # A rival's claim was committed between the look and the write; a second look sees it.
             raise SerializationFailure("a rival event was claimed at the same moment") from error
-    if any(item.event.data.type == "position_update" for item in loaded):
-        claimed -= {row[0] for row in connection.execute(_RELEASE_OUTDATED, parameters)}
     return claimed
 
 
