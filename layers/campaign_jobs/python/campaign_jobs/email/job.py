@@ -115,8 +115,14 @@ class EmailJob:
         self._default_base_url = default_base_url
         self._missing_row_patience = missing_row_patience
         self._logger = logger_of(EMAIL.name)
-        # Claims that were kept because no answer came, until their mails are known not to be given up.
-        self._unanswered: list[uuid.UUID] = []
+
+    @cached_property
+    def _claim_token(self) -> uuid.UUID:
+        """One for all claims of this process, which works on one invocation at a time.
+
+        Not before its first invocation, because a snapshot of a process may be started many times.
+        """
+        return uuid.uuid4()
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -181,8 +187,8 @@ class EmailJob:
         A mail that an event of SES proves to have been taken is accepted instead.
         """
         aside = [store.SetAside(delivery.event, "failed", reason) for delivery, reason in given_up]
-        self._set_aside(aside, own_claim_tokens=self._unanswered)
-        self._unanswered = []
+        # A claim of ours that is left has no answer, and none will come.
+        self._set_aside(aside, own_claim_token=self._claim_token)
         # Only now, because an event that comes later finds the failed mail and accepts it by itself.
         event_ids = [delivery.event.id for delivery, _ in given_up]
         accepted = repeat_on_conflict(self._database, lambda connection: accept_proven(connection, event_ids))
@@ -211,10 +217,10 @@ class EmailJob:
             self._logger.info("mail accepted by an event of SES", extra={"event_id": event_id})
 
     def _set_aside(
-        self, items: Sequence[store.SetAside], *, own_claim_tokens: Sequence[uuid.UUID] = ()
+        self, items: Sequence[store.SetAside], *, own_claim_token: uuid.UUID | None = None
     ) -> dict[str, Outcome]:
         def work(connection: Connection, rows: Sequence[store.SetAside]) -> set[str]:
-            written = store.set_aside(connection, rows, own_claim_tokens=own_claim_tokens)
+            written = store.set_aside(connection, rows, own_claim_token=own_claim_token)
             settle_emailed(
                 connection,
                 [
@@ -241,9 +247,8 @@ class EmailJob:
     def _send_all(self, ready: Sequence[_Ready], deadline: Deadline) -> dict[str, Outcome]:
         if not ready:
             return {}
-        claim_token = uuid.uuid4()
         claim_for = timedelta(seconds=deadline.remaining_seconds()) + CLAIM_MARGIN
-        claimed_ids, outcomes = self._claim(ready, claim_token, claim_for)
+        claimed_ids, outcomes = self._claim(ready, claim_for)
         waiting = sorted((item for item in ready if item.event_id in claimed_ids), key=lambda item: item.bulk)
         pause = FIRST_PAUSE_SECONDS
         rate_is_short = False
@@ -258,9 +263,7 @@ class EmailJob:
                 answered = list(zip(poolful, answers, strict=True))
                 throttled = [item for item, answer in answered if isinstance(answer, Throttled)]
                 waiting = throttled + waiting
-                if any(isinstance(answer, (Unknown, _Broke)) for answer in answers):
-                    self._unanswered.append(claim_token)
-                refused = self._record(answered, claim_token)
+                refused = self._record(answered)
                 if stopped is not None:
                     raise stopped
                 outcomes |= {
@@ -277,11 +280,11 @@ class EmailJob:
             if waiting and rate_is_short:
                 raise RateExhausted("the send rate leaves no room for the rest before the deadline")
         except SendingStopped as error:
-            self._record([(item, error) for item in waiting], claim_token)
+            self._record([(item, error) for item in waiting])
             raise
         if waiting:
             no_time = Failed("no time was left in this invocation")
-            self._record([(item, no_time) for item in waiting], claim_token)
+            self._record([(item, no_time) for item in waiting])
             outcomes |= {item.event_id: Later(no_time.reason, timedelta()) for item in waiting}
         return outcomes
 
@@ -300,9 +303,7 @@ class EmailJob:
             waited = True
         return grant.tokens, waited or grant.tokens < wanted
 
-    def _claim(
-        self, ready: Sequence[_Ready], claim_token: uuid.UUID, claim_for: timedelta
-    ) -> tuple[set[str], dict[str, Outcome]]:
+    def _claim(self, ready: Sequence[_Ready], claim_for: timedelta) -> tuple[set[str], dict[str, Outcome]]:
         # The database decides between batches; inside one, the first of those that exclude each other is tried.
         first = {
             exclusive_key(item.loaded.event.data) or item.event_id: item.loaded for item in reversed(ready)
@@ -310,7 +311,7 @@ class EmailJob:
         ordered = [item for _, item in sorted(first.items(), key=lambda entry: entry[0])]
 
         def work(connection: Connection, rows: Sequence[store.Loaded]) -> dict[str, Outcome | None]:
-            claimed = store.claim(connection, rows, claim_token=claim_token, claim_for=claim_for)
+            claimed = store.claim(connection, rows, claim_token=self._claim_token, claim_for=claim_for)
             mine = [item for item in rows if item.event.id in claimed]
             by_now = store.load(connection, [item.event for item in mine])
             changed = [
@@ -319,7 +320,7 @@ class EmailJob:
                 if not _still_goes(item, now)
             ]
             if changed:
-                store.record(connection, changed, claim_token=claim_token)
+                store.record(connection, changed, claim_token=self._claim_token)
             return dict.fromkeys(claimed) | {result.event_id: _CHANGED for result in changed}
 
         parts, refused = in_batch(self._database, ordered, work)
@@ -345,9 +346,7 @@ class EmailJob:
 
         return list(self._pool.map(send, poolful))
 
-    def _record(
-        self, answers: Sequence[tuple[_Ready, _Answer]], claim_token: uuid.UUID
-    ) -> dict[str, Outcome]:
+    def _record(self, answers: Sequence[tuple[_Ready, _Answer]]) -> dict[str, Outcome]:
         """Write down what is known, and return the outcomes of what PostgreSQL refused.
 
         A mail without an answer keeps its claim, and may be sent again after it; a throttled one waits under its claim.
@@ -358,7 +357,7 @@ class EmailJob:
 
         def work(connection: Connection, rows: Sequence[store.Result]) -> None:
             accepted = {result.event_id for result in rows if result.status == "accepted"}
-            recorded = store.record(connection, rows, claim_token=claim_token)
+            recorded = store.record(connection, rows, claim_token=self._claim_token)
             settle_emailed(
                 connection,
                 [
@@ -370,8 +369,6 @@ class EmailJob:
 
         ordered = sorted(results, key=lambda result: result.event_id)
         _, refused = in_batch(self._database, ordered, work)
-        if any(refusal.passing for _, refusal in refused):
-            self._unanswered.append(claim_token)
         return {result.event_id: _unrecorded(result, refusal) for result, refusal in refused}
 
 

@@ -145,7 +145,7 @@ RETURNING message.event_id
 """
 
 # What does not go: skipped, parked or failed. An accepted mail, an earlier skip, another mail under the same id or
-# somebody else's live claim is left alone; a claim of our own ends here when its mail is given up without an answer.
+# somebody else's live claim is left alone; a claim of our own ends when its mail is given up without an answer.
 _SET_ASIDE: Final = """
 INSERT INTO campaign_jobs.email_messages
     (event_id, type, campaign_id, user_id, user_reward_id, once_key, status, reason, parked_event)
@@ -168,7 +168,7 @@ WHERE (email_messages.type, email_messages.user_id, email_messages.once_key)
   AND (email_messages.status IN ('released', 'parked', 'failed')
        OR (email_messages.status = 'claimed'
            AND (email_messages.claimed_until < clock_timestamp()
-                OR email_messages.claim_token = ANY (%(own_claim_tokens)s))))
+                OR email_messages.claim_token = %(own_claim_token)s)))
 RETURNING event_id
 """
 
@@ -298,11 +298,11 @@ def claim(
 
 
 def set_aside(
-    connection: Connection, items: Sequence[SetAside], *, own_claim_tokens: Sequence[UUID] = ()
+    connection: Connection, items: Sequence[SetAside], *, own_claim_token: UUID | None = None
 ) -> set[str]:
     """Write down the mails that do not go, and return the ids of the events written."""
     parameters = {
-        "own_claim_tokens": list(own_claim_tokens),
+        "own_claim_token": own_claim_token,
         **_columns([item.event for item in items]),
         "statuses": [item.status for item in items],
         "reasons": [item.reason for item in items],
