@@ -626,6 +626,35 @@ def test_a_mail_given_up_without_an_answer_leaves_no_claim_and_no_reward_on_its_
     assert campaign.mail(theirs, "status") == ("claimed",)
 
 
+@pytest.mark.parametrize("locked", ["email_messages", "user_rewards"])
+def test_what_somebody_keeps_locked_is_given_up_when_it_is_free(
+    database_url: str, campaign: MailCampaign, sender: RecordingSender, locked: str
+) -> None:
+    # Such a function's statements wait half a second for a lock.
+    impatient = Database(database_url, timeout_seconds=12)
+    job = job_of(impatient, sender)
+    reward, users = campaign.add_reward("email"), [campaign.add_user() for _ in range(3)]
+    rewards = [campaign.earn(reward, user) for user in users]
+    asked = [
+        campaign.asks("reward_earned", user, user_reward_id=str(user_reward))
+        for user, user_reward in zip(users, rewards, strict=True)
+    ]
+    sender.answer = lambda mail: Failed("SES failed: 500")
+    process(job, *asked)
+    with psycopg.connect(database_url) as holder:
+        column, value = ("event_id", asked[1].event.id) if locked == "email_messages" else ("id", rewards[1])
+        holder.execute(f"SELECT FROM campaign_jobs.{locked} WHERE {column} = %s FOR UPDATE", (value,))
+        ((refused, refusal),) = job.give_up([(delivery, "worn out") for delivery in asked])
+    assert refused is asked[1]
+    assert refusal.passing
+    assert [campaign.row(user_reward) for user_reward in rewards] == [("failed",), ("earned",), ("failed",)]
+    assert campaign.mail(refused, "status") != ("failed",)
+    assert not job.give_up([(refused, "worn out")])
+    assert campaign.mail(refused) == ("failed", "worn out")
+    assert campaign.row(rewards[1], "status, last_error") == ("failed", "worn out")
+    impatient.close()
+
+
 def test_a_failure_is_retried_and_a_refusal_given_up(
     job: EmailJob, campaign: MailCampaign, sender: RecordingSender
 ) -> None:

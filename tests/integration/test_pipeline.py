@@ -29,6 +29,7 @@ from campaign_jobs.catalog import (
     UNROUTABLE,
     EventJobType,
 )
+from campaign_jobs.database.batches import Refusal
 from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import DatabaseUnavailable, QueueUnavailable, UnknownLane
 from campaign_jobs.settings import BY_FUNCTION, EventJobSettings
@@ -90,6 +91,8 @@ class ScriptedJob:
     outcome: Callable[[Delivery[Any]], Outcome] = lambda delivery: Done()
     batches: list[list[Delivery[Any]]] = field(default_factory=list)
     given_up: list[tuple[str, str]] = field(default_factory=list)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+    """What the database says to giving up the events with these ids."""
     least_seconds: float = 0
 
     def process(self, deliveries: Sequence[Delivery[Any]], deadline: Deadline) -> Sequence[Outcome]:
@@ -97,8 +100,19 @@ class ScriptedJob:
         self.batches.append(list(deliveries))
         return [self.outcome(delivery) for delivery in deliveries]
 
-    def give_up(self, given_up: Sequence[tuple[Delivery[Any], str]]) -> None:
-        self.given_up += [(delivery.event.id, reason) for delivery, reason in given_up]
+    def give_up(
+        self, given_up: Sequence[tuple[Delivery[Any], str]]
+    ) -> Sequence[tuple[Delivery[Any], Refusal]]:
+        self.given_up += [
+            (delivery.event.id, reason)
+            for delivery, reason in given_up
+            if delivery.event.id not in self.refusals
+        ]
+        return [
+            (delivery, self.refusals[delivery.event.id])
+            for delivery, _ in given_up
+            if delivery.event.id in self.refusals
+        ]
 
     @property
     def ids(self) -> list[str]:
@@ -707,10 +721,12 @@ def test_an_unexpected_error_in_giving_up_neither_loses_nor_stops_anything(
     job.outcome = lambda delivery: Rejected("never")
     give_up = job.give_up
 
-    def breaking(given_up: Sequence[tuple[Delivery[Any], str]]) -> None:
+    def breaking(
+        given_up: Sequence[tuple[Delivery[Any], str]],
+    ) -> Sequence[tuple[Delivery[Any], Refusal]]:
         if any(delivery.event.id == "2" for delivery, _ in given_up):
             raise ZeroDivisionError
-        give_up(given_up)
+        return give_up(given_up)
 
     monkeypatch.setattr(job, "give_up", breaking)
     assert pipeline.handle(
@@ -718,6 +734,27 @@ def test_an_unexpected_error_in_giving_up_neither_loses_nor_stops_anything(
     ) == {"dead_lettered": 5}
     assert [event_id for event_id, _ in job.given_up] == ["0", "1", "3", "4"]
     assert [body["offset"] for body in queues.take("DEAD_LETTER_QUEUE_URL_EMAIL")] == [40, 41, 42, 43, 44]
+
+
+def test_what_cannot_be_written_down_for_now_is_not_given_up_for_now(
+    pipeline: Pipeline, job: ScriptedJob, queues: RecordingQueues
+) -> None:
+    job.outcome = lambda delivery: Rejected("never")
+    job.refusals = {"1": Refusal("a lock", passing=True), "3": Refusal("a constraint", passing=False)}
+    values = [value_of(event(event_id=str(number))) for number in range(4)]
+    with logged("email") as lines:
+        assert pipeline.handle(from_kafka(*values), Context()) == {"dead_lettered": 3, "postponed": 1}
+    assert [body["offset"] for body in queues.take("DEAD_LETTER_QUEUE_URL_EMAIL")] == [40, 42, 43]
+    (body,) = queues.take("RETRY_QUEUE_URL_EMAIL")
+    assert (body["offset"], body["attempts"]) == (41, 0)
+    assert body["reason"] == "giving it up could not be written down: a lock"
+    (line,) = [line for line in lines if line["message"] == "given up without being written down"]
+    assert (line["event_id"], line["reason"]) == ("3", "a constraint")
+    # It comes again, and is given up as soon as that can be written down.
+    job.refusals = {}
+    body["not_before"] = "2025-01-01T00:00:00+00:00"
+    assert pipeline.handle(from_sqs(body), Context()) == {"dead_lettered": 1}
+    assert ("1", "never") in job.given_up
 
 
 def test_every_line_about_a_record_has_its_ids_and_nothing_of_its_payload(

@@ -451,6 +451,25 @@ def test_giving_up_fails_what_nobody_else_cares_for(
     assert campaign.row(free, "last_error") == ("the endpoint answered 500",)
 
 
+def test_what_somebody_keeps_locked_is_given_up_when_it_is_free(
+    database_url: str, client: Counting, campaign: Campaign, by_webhook: uuid.UUID
+) -> None:
+    # Such a function's statements wait half a second for a lock.
+    impatient = Database(database_url, timeout_seconds=12)
+    job = RewardJob(impatient, client, pool_size=1)
+    deliveries = [delivery_of(campaign.earn(by_webhook)) for _ in range(3)]
+    ids = [delivery.event.data.user_reward_id for delivery in deliveries]
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT FROM campaign_jobs.user_rewards WHERE id = %s FOR UPDATE", (ids[1],))
+        ((refused, refusal),) = job.give_up([(delivery, "worn out") for delivery in deliveries])
+    assert refused is deliveries[1]
+    assert refusal.passing
+    assert [campaign.row(id_) for id_ in ids] == [("failed",), ("earned",), ("failed",)]
+    assert not job.give_up([(refused, "worn out")])
+    assert campaign.row(ids[1], "status, last_error") == ("failed", "worn out")
+    impatient.close()
+
+
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     seen: list[object] = []

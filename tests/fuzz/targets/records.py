@@ -27,7 +27,7 @@ class _NoJob:
     def process(self, deliveries: Sequence[Any], deadline: Any) -> Sequence[Any]:
         raise AssertionError("nothing is processed here")
 
-    def give_up(self, given_up: Sequence[Any]) -> None:
+    def give_up(self, given_up: Sequence[Any]) -> Sequence[Any]:
         raise AssertionError("nothing is given up here")
 
 

@@ -181,18 +181,25 @@ class EmailJob:
         outcomes |= self._send_all(ready, deadline)
         return [outcomes[delivery.event.id] for delivery in deliveries]
 
-    def give_up(self, given_up: Sequence[tuple[Delivery[EmailEvent], str]]) -> None:
-        """Mark the mails as failed, and the rewards that they would have delivered.
+    def give_up(
+        self, given_up: Sequence[tuple[Delivery[EmailEvent], str]]
+    ) -> Sequence[tuple[Delivery[EmailEvent], Refusal]]:
+        """Mark the mails as failed, and the rewards that they would have delivered; returns what PostgreSQL refused.
 
         A mail that an event of SES proves to have been taken is accepted instead.
         """
-        aside = [store.SetAside(delivery.event, "failed", reason) for delivery, reason in given_up]
-        # A claim of ours that is left has no answer, and none will come.
-        self._set_aside(aside, own_claim_token=self._claim_token)
-        # Only now, because an event that comes later finds the failed mail and accepts it by itself.
-        event_ids = [delivery.event.id for delivery, _ in given_up]
-        accepted = repeat_on_conflict(self._database, lambda connection: accept_proven(connection, event_ids))
-        self._log_proven(accepted)
+
+        def work(connection: Connection, rows: Sequence[tuple[Delivery[EmailEvent], str]]) -> list[str]:
+            aside = [store.SetAside(delivery.event, "failed", reason) for delivery, reason in rows]
+            # A claim of ours that is left has no answer, and none will come.
+            _write_aside(connection, aside, own_claim_token=self._claim_token)
+            # Only now that the rows are locked: an event that comes later waits, and accepts the failed mail by itself.
+            return accept_proven(connection, [delivery.event.id for delivery, _ in rows])
+
+        ordered = sorted(given_up, key=lambda item: item[0].event.id)
+        accepted, refused = in_batch(self._database, ordered, work)
+        self._log_proven([event_id for part in accepted for event_id in part])
+        return [(delivery, refusal) for (delivery, _), refusal in refused]
 
     def _load(self, events: Sequence[EmailEvent]) -> tuple[list[store.Loaded], Templates]:
         def work(connection: Connection) -> tuple[list[str], list[store.Loaded], Templates]:
@@ -216,28 +223,8 @@ class EmailJob:
         for event_id in event_ids:
             self._logger.info("mail accepted by an event of SES", extra={"event_id": event_id})
 
-    def _set_aside(
-        self, items: Sequence[store.SetAside], *, own_claim_token: uuid.UUID | None = None
-    ) -> dict[str, Outcome]:
-        def work(connection: Connection, rows: Sequence[store.SetAside]) -> set[str]:
-            written = store.set_aside(connection, rows, own_claim_token=own_claim_token)
-            settle_emailed(
-                connection,
-                [
-                    EmailedReward(
-                        row.event.data.user_reward_id, "held" if row.reason == HELD else "failed", row.reason
-                    )
-                    for row in rows
-                    if row.event.data.type == "reward_earned"
-                    and row.event.data.user_reward_id is not None
-                    and row.status != "parked"
-                    and row.event.id in written
-                ],
-            )
-            return written
-
-        ordered = sorted(items, key=lambda item: item.event.id)
-        _, refused = in_batch(self._database, ordered, work)
+    def _set_aside(self, items: Sequence[store.SetAside]) -> dict[str, Outcome]:
+        _, refused = in_batch(self._database, sorted(items, key=lambda item: item.event.id), _write_aside)
         outcomes: dict[str, Outcome] = {
             item.event.id: Skipped(f"parked: {item.reason}" if item.status == "parked" else item.reason)
             for item in items
@@ -370,6 +357,26 @@ class EmailJob:
         ordered = sorted(results, key=lambda result: result.event_id)
         _, refused = in_batch(self._database, ordered, work)
         return {result.event_id: _unrecorded(result, refusal) for result, refusal in refused}
+
+
+def _write_aside(
+    connection: Connection, items: Sequence[store.SetAside], *, own_claim_token: uuid.UUID | None = None
+) -> None:
+    """Write down the mails that do not go, and settle the rewards that they would have delivered."""
+    written = store.set_aside(connection, items, own_claim_token=own_claim_token)
+    settle_emailed(
+        connection,
+        [
+            EmailedReward(
+                item.event.data.user_reward_id, "held" if item.reason == HELD else "failed", item.reason
+            )
+            for item in items
+            if item.event.data.type == "reward_earned"
+            and item.event.data.user_reward_id is not None
+            and item.status != "parked"
+            and item.event.id in written
+        ],
+    )
 
 
 def _still_goes(before: store.Loaded, now: store.Loaded) -> bool:

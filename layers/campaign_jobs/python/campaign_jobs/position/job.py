@@ -74,8 +74,12 @@ class PositionJob:
                 outcomes.append(wait_for_missing(delivery, f"campaign {campaign_id}", self._patience))
         return outcomes
 
-    def give_up(self, given_up: Sequence[tuple[Delivery[PositionEvent], str]]) -> None:
+    def give_up(
+        self,
+        given_up: Sequence[tuple[Delivery[PositionEvent], str]],  # noqa: ARG002  As every event job.
+    ) -> Sequence[tuple[Delivery[PositionEvent], Refusal]]:
         """Nothing to do: what was recorded stays and is counted in by the next run, and there is no other state."""
+        return ()
 
     def _record(self, deliveries: Sequence[Delivery[PositionEvent]]) -> tuple[set[UUID], dict[str, Refusal]]:
         events = sorted((delivery.event for delivery in deliveries), key=lambda event: event.id)

@@ -136,10 +136,19 @@ class RewardJob:
             for delivery in deliveries
         ]
 
-    def give_up(self, given_up: Sequence[tuple[RewardDelivery, str]]) -> None:
-        """Mark the user rewards of dead letters as failed, each with the reason. Raises DatabaseUnavailable."""
-        reasons = sorted((_id(delivery), reason) for delivery, reason in given_up)
-        repeat_on_conflict(self._database, lambda connection: store.give_up(connection, reasons))
+    def give_up(
+        self, given_up: Sequence[tuple[RewardDelivery, str]]
+    ) -> Sequence[tuple[RewardDelivery, Refusal]]:
+        """Mark the user rewards of dead letters as failed, each with the reason. Raises DatabaseUnavailable.
+
+        Returns those that PostgreSQL refused.
+        """
+        _, refused = in_batch(
+            self._database,
+            sorted(given_up, key=lambda item: _id(item[0])),
+            lambda connection, rows: store.give_up(connection, [(_id(row), reason) for row, reason in rows]),
+        )
+        return [(delivery, refusal) for (delivery, _), refusal in refused]
 
     def _hand_to_email(self, mails: Sequence[RewardDelivery]) -> dict[UUID, Outcome]:
         return self._in_batch(

@@ -4,11 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from campaign_jobs import events
 from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
+from campaign_jobs.database.batches import Refusal
 from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, InvalidEvent, InvocationTooShort, NotOurs, UnknownLane
 from campaign_jobs.observability import log_unexpected, logger_of, publish_metrics
@@ -23,6 +24,7 @@ from campaign_jobs.worker.settle import Settlement, Settler, spent
 
 SETTLING_SECONDS: Final = SEND_SECONDS + 1.0
 """What is kept back of an invocation for settling a full batch: a job must have ended by then."""
+GIVING_UP_WAIT: Final = timedelta(minutes=1)
 
 
 class EventJob(Protocol):
@@ -40,8 +42,13 @@ class EventJob(Protocol):
         """
         ...
 
-    def give_up(self, given_up: Sequence[tuple[Delivery[Any], str]]) -> None:
-        """Write down that these will become dead letters, each with the reason."""
+    def give_up(
+        self, given_up: Sequence[tuple[Delivery[Any], str]]
+    ) -> Sequence[tuple[Delivery[Any], Refusal]]:
+        """Write down that these will become dead letters, each with the reason.
+
+        Returns those that could not be written down. Where that may pass, they come again and are no dead letters yet.
+        """
         ...
 
 
@@ -174,9 +181,11 @@ class Pipeline:
             for item, outcome in zip(batch, final, strict=True)
             if isinstance(outcome, Rejected)
         ]
-        if given_up:
-            self._give_up(given_up)
-        settlements += [self._settlement(item, outcome) for item, outcome in zip(batch, final, strict=True)]
+        postponed = self._give_up(given_up) if given_up else {}
+        settlements += [
+            self._settlement(item, postponed.get(item.delivery.event.id, outcome))
+            for item, outcome in zip(batch, final, strict=True)
+        ]
         counts.update(self._settler.settle(settlements, now=datetime.now(UTC)))
         if heartbeats:
             counts["heartbeats"] = len(heartbeats)
@@ -249,9 +258,10 @@ class Pipeline:
         middle = len(deliveries) // 2
         return [*self._process(deliveries[:middle], deadline), *self._process(deliveries[middle:], deadline)]
 
-    def _give_up(self, given_up: Sequence[tuple[Delivery[Any], str]]) -> None:
+    def _give_up(self, given_up: Sequence[tuple[Delivery[Any], str]]) -> dict[str, Outcome]:
+        """Have dead letters written down. Returns, by event id, the outcomes of those that are none yet."""
         try:
-            self._job.give_up(given_up)
+            refused = self._job.give_up(given_up)
         except BatchStopped:
             raise
         except Exception as error:  # noqa: BLE001  It is logged.
@@ -259,10 +269,20 @@ class Pipeline:
                 # The dead letter is kept all the same; without it the partition would stand still.
                 event_id = given_up[0][0].event.id
                 log_unexpected(self._logger, "unexpected error in giving up", error, event_id=event_id)
-                return
+                return {}
             middle = len(given_up) // 2
-            self._give_up(given_up[:middle])
-            self._give_up(given_up[middle:])
+            return self._give_up(given_up[:middle]) | self._give_up(given_up[middle:])
+        postponed: dict[str, Outcome] = {}
+        for delivery, refusal in refused:
+            if refusal.passing:
+                reason = f"giving it up could not be written down: {refusal}"
+                postponed[delivery.event.id] = Later(reason, GIVING_UP_WAIT)
+            else:
+                self._logger.warning(
+                    "given up without being written down",
+                    extra={"event_id": delivery.event.id, "reason": refusal.reason},
+                )
+        return postponed
 
     def _settlement(self, item: _Known, outcome: Outcome) -> Settlement:
         event = item.delivery.event
