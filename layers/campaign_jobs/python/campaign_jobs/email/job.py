@@ -239,9 +239,15 @@ class EmailJob:
         waiting = sorted((item for item in ready if item.event_id in claimed_ids), key=lambda item: item.bulk)
         pause = FIRST_PAUSE_SECONDS
         rate_is_short = False
+        # What has been sent and cannot be recorded counts as on its way: a crash may repeat it as well.
+        unrecorded: dict[str, Outcome] = {}
         try:
-            while waiting and deadline.remaining_seconds() > POOLFUL_SECONDS:
-                granted, rate_is_short = self._ask_for_tokens(waiting[: self._pool_size], deadline)
+            while (
+                waiting
+                and (room := self._pool_size - len(unrecorded))
+                and deadline.remaining_seconds() > POOLFUL_SECONDS
+            ):
+                granted, rate_is_short = self._ask_for_tokens(waiting[:room], deadline)
                 if not granted:
                     break
                 poolful, waiting = waiting[:granted], waiting[granted:]
@@ -250,30 +256,32 @@ class EmailJob:
                 answered = list(zip(poolful, answers, strict=True))
                 throttled = [item for item, answer in answered if isinstance(answer, Throttled)]
                 waiting = throttled + waiting
-                refused = self._record(answered)
+                unrecorded |= self._record(answered)
                 if stopped is not None:
                     raise stopped
                 outcomes |= {
                     item.event_id: _outcome(answer, claim_for)
                     for item, answer in answered
                     if not isinstance(answer, Throttled)
-                } | refused
+                }
                 if throttled:
                     rate_is_short = True
                     self._rate.pause(pause)
                     pause = min(pause * 2, LAST_PAUSE_SECONDS)
                 else:
                     pause = FIRST_PAUSE_SECONDS
-            if waiting and rate_is_short:
+            if waiting and rate_is_short and not unrecorded:
                 raise RateExhausted("the send rate leaves no room for the rest before the deadline")
         except SendingStopped as error:
             self._record([(item, error) for item in waiting])
             raise
         if waiting:
-            no_time = Failed("no time was left in this invocation")
-            self._record([(item, no_time) for item in waiting])
-            outcomes |= {item.event_id: Later(no_time.reason, timedelta()) for item in waiting}
-        return outcomes
+            not_sent = Failed(
+                "no time was left in this invocation" if room else "others could not be recorded first"
+            )
+            self._record([(item, not_sent) for item in waiting])
+            outcomes |= {item.event_id: Later(not_sent.reason, timedelta()) for item in waiting}
+        return outcomes | unrecorded
 
     def _ask_for_tokens(self, poolful: Sequence[_Ready], deadline: Deadline) -> tuple[int, bool]:
         """How many of the first mails may go now, all of one kind of lane, and whether the rate is what limits them.
