@@ -18,21 +18,23 @@ _STYLE: Final = """
 * { box-sizing: border-box; }
 html { background: var(--page); -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; min-height: 100vh; min-height: 100svh; display: grid; place-items: center; padding: 24px 16px;
-  font: 17px/26px -apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
+  font: 1.0625rem/1.53 -apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
   color: var(--copy); }
 main { width: 100%; max-width: 480px; padding: 44px 48px; background: var(--card); border: 1px solid var(--edge);
-  border-radius: 14px; }
-h1 { margin: 0 0 12px; font-size: 27px; line-height: 35px; letter-spacing: -0.3px; color: var(--title);
+  border-radius: 14px; overflow-wrap: anywhere; }
+h1 { margin: 0 0 12px; font-size: 1.6875rem; line-height: 1.3; letter-spacing: -0.3px; color: var(--title);
   text-wrap: balance; }
 p { margin: 0; text-wrap: pretty; }
 form { margin: 28px 0 0; }
-button { width: 100%; padding: 15px 30px; border: 0; border-radius: 9px; background: var(--button); color: var(--label);
+button { width: 100%; padding: 15px 12px; border: 0; border-radius: 9px; background: var(--button); color: var(--label);
   font: inherit; font-weight: 600; cursor: pointer; }
 button:hover { background: var(--hover); }
 button:focus-visible { outline: 3px solid var(--focus); outline-offset: 3px; }
-@media (max-width: 520px) { main { padding: 32px 24px; } h1 { font-size: 24px; line-height: 31px; } }
+@media (max-width: 520px) { main { padding: 32px 24px; } h1 { font-size: 1.5rem; } }
 @media (forced-colors: active) { button { border: 2px solid; } }
 """
+
+_FORM: Final = '\n<form method="post"><button type="submit">Unsubscribe</button></form>'
 
 
 def _page(title: str, text: str, form: str = "") -> str:
@@ -56,25 +58,27 @@ def _page(title: str, text: str, form: str = "") -> str:
 
 ASK: Final = _page(
     "Unsubscribe?",
-    "You will get no more news, position updates and milestones from this waitlist. Your place on it stays yours.",
-    '\n<form method="post"><button type="submit">Unsubscribe</button></form>',
+    "This waitlist will then no longer write to you about news, your position or milestones. Your place on it stays "
+    "yours.",
+    _FORM,
 )
 DONE: Final = _page(
     "You are unsubscribed",
-    "You will get no more news, position updates and milestones from this waitlist. Mail that you ask for, and a "
-    "reward that you have earned, still reach you. You can close this page.",
+    "This waitlist will no longer write to you about news, your position or milestones. You still get mail that you "
+    "ask for, and rewards that you have earned. You can close this page.",
 )
 NOT_FOUND: Final = _page(
-    "There is nothing here",
-    "The link may have been cut off. Please open it again from the mail that it came in.",
+    "This link does not work",
+    "It may have been cut off, or be too old. Please open the link in the newest mail that you have from the waitlist.",
 )
 NOT_ALLOWED: Final = _page(
     "That does not work here",
     "Please open the link from the mail that it came in.",
 )
 TRY_AGAIN: Final = _page(
-    "Please try again in a minute",
-    "Something on our side does not answer, so you are not unsubscribed yet. Nothing is wrong with your link.",
+    "You are not unsubscribed yet",
+    "Something on our side does not answer. Nothing is wrong with your link: please try again in a minute.",
+    _FORM,
 )
 
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
