@@ -233,11 +233,13 @@ class KafkaMapping(Service):
 
     def _back_off(self, consumer: Consumer, seconds: float) -> None:
         """Wait, reading nothing, but answer the group: another member may be waiting to take partitions over."""
-        consumer.pause(consumer.assignment())
+        paused = consumer.assignment()
+        consumer.pause(paused)
         until = time.monotonic() + seconds
         while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
             self._poll(consumer, min(left, _POLL_SECONDS))
-        consumer.resume(consumer.assignment())
+        # Those too that the group has taken away meanwhile: Kafka's client would give them back to us paused, for good.
+        consumer.resume(paused)
 
     def _settle(self, delivered: int) -> None:
         """What has been read up to the first record that is still to be delivered may be committed now."""

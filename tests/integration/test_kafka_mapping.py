@@ -480,6 +480,38 @@ def test_a_broker_that_restarts_in_the_midst_of_a_batch_loses_nothing(
     assert committed() == {0: 10, 1: 10}
 
 
+@pytest.mark.timeout(240)  # A session, a start of the broker, and a group that finds together again.
+def test_a_broker_that_is_away_while_a_failed_batch_waits_does_not_silence_its_partitions(
+    mapping: Make, publish: Publish, kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group takes the partitions away in the meantime, and gives them back when nobody waits any more."""
+    publish(numbered([0, 1], 5))
+    failures, failed, waited = iter([True]), threading.Event(), threading.Event()
+
+    def act(event: Event) -> None:
+        if next(failures, False):
+            failed.set()
+            fail(event)
+
+    back_off = KafkaMapping._back_off
+
+    def backing_off(self: KafkaMapping, *arguments: Any) -> None:
+        back_off(self, *arguments)
+        waited.set()
+
+    monkeypatch.setattr(KafkaMapping, "_back_off", backing_off)
+    function = Recorder(act)
+    # Longer than the group's session, of six seconds.
+    started = mapping(function, first_backoff_seconds=9)
+    assert failed.wait(60)
+    kafka_broker.kill()
+    until(lambda: not started._assigned, "the group's session is over")
+    assert waited.wait(60)
+    kafka_broker.start()
+    until(started.caught_up, "all is delivered")
+    assert set(places(function.done)) == {(partition, n) for partition in (0, 1) for n in range(5)}
+
+
 def test_a_crash_of_the_function_is_a_failed_batch(mapping: Make, publish: Publish, tmp_path: Path) -> None:
     handler = tmp_path / "handler.py"
     handler.write_text(
