@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from campaign_jobs import catalog
 from campaign_jobs.errors import (
@@ -330,6 +331,30 @@ def test_a_forked_child_publishes_on_a_connection_of_its_own(
     job_producer.enqueue_email_job(VERIFICATION, event_id="parent, after")
     found = {as_record(message)[1]["id"] for message in messages_of(kafka_broker, topic)}
     assert found == {"parent, before", "child", "parent, after"}
+
+
+def test_each_partition_gets_its_record_also_one_that_was_added_meanwhile(kafka_broker: KafkaBroker) -> None:
+    topic = f"growing-{uuid4()}"
+    create_topic(kafka_broker.bootstrap_servers, topic, partitions=2)
+
+    def publish(producer: JobProducer) -> int:
+        partitions, acknowledged = producer.submit_to_each_partition(
+            lambda number: json.dumps(number).encode()
+        )
+        acknowledged.result(30)
+        return partitions
+
+    with JobProducer(brokers=kafka_broker.bootstrap_servers, topic=topic) as producer:
+        assert publish(producer) == 2
+        admin = AdminClient({"bootstrap.servers": kafka_broker.bootstrap_servers})
+        admin.create_partitions([NewPartitions(topic, 4)])[topic].result(30)
+        while producer.submit_to_each_partition(lambda number: b"0")[0] < 4:
+            pass
+        assert publish(producer) == 4
+    found = [(message.partition(), as_record(message)) for message in messages_of(kafka_broker, topic)]
+    assert {(number, (None, number)) for number in range(4)} <= set(found)
+    with pytest.raises(ProducerClosed, match="build a new one"):
+        producer.submit_to_each_partition(lambda number: b"")
 
 
 def test_closing_leaves_no_thread_behind(kafka_broker: KafkaBroker, topic: str) -> None:

@@ -183,6 +183,8 @@ class JobProducer(EventProducer):
 
         Returns how many partitions there are, and a future that ends as `publish` would. Raises PublishError.
         """
+        if self._closed:
+            raise ProducerClosed("the producer was closed; build a new one")
         return self._connected().submit_to_each_partition(value_of)
 
     def close(self) -> None:

@@ -21,7 +21,6 @@ from campaign_jobs.worker.delivery import Deadline
 EVERY_SECONDS: Final = 60.0
 LEAST_SECONDS: Final = 20.0
 """What must be left of an invocation to begin with heartbeats: connecting to Kafka may take fifteen."""
-
 END_SECONDS: Final = 5.0
 """How long the end of a run waits for Kafka to acknowledge heartbeats: afterwards Lambda freezes the process."""
 
@@ -39,8 +38,7 @@ class Progress:
         self._heartbeats = heartbeats
         self._rules = rules
         self._schedules: dict[str, str] = {}
-        self._reported_at = float("-inf")
-        self._beat_at = float("-inf")
+        self._reported_at = self._beat_at = float("-inf")
 
     @contextmanager
     def of_run(self) -> Iterator[None]:
@@ -49,19 +47,23 @@ class Progress:
         Both without relay's lease, so that a slow answer holds up nothing.
         """
         self._schedules = self._rules.schedules()
+        # Whatever the clock did while Lambda had frozen the process.
+        self._reported_at = self._beat_at = float("-inf")
         try:
             yield
         finally:
             self._try("heartbeats not published", lambda: self._heartbeats.wait(END_SECONDS))
 
     def report(self) -> None:
-        """Publish the figures, where that was not done within the last minute."""
+        """Publish the figures, where this run has not done that within the last minute."""
         if time.monotonic() - self._reported_at >= EVERY_SECONDS:
             self._reported_at = time.monotonic()
-            self._try("progress not reported", self._report)
+            # Each by itself, so that one that cannot be had takes no other along.
+            for figure in (self._heartbeat_age, self._outbox_age, self._watermark_age):
+                self._try("progress not reported", figure)
 
     def beat(self, deadline: Deadline) -> None:
-        """Publish heartbeats, where that was not done within the last minute and there is time."""
+        """Publish heartbeats, where this run has not done that within the last minute and there is time."""
         if (
             time.monotonic() - self._beat_at >= EVERY_SECONDS
             and deadline.remaining_seconds() >= LEAST_SECONDS
@@ -71,15 +73,21 @@ class Progress:
             self._try("heartbeats not published", lambda: self._heartbeats.wait(0))
             self._try("heartbeats not published", self._heartbeats.publish)
 
-    def _report(self) -> None:
+    def _heartbeat_age(self) -> None:
         with self._database.transaction() as connection:
-            heartbeat_ages = self._heartbeats.ages(connection)
-            (outbox_age,) = connection.execute(_OUTBOX_AGE).fetchone() or (0.0,)
-            watermark_ages = schedules.ages(connection, self._schedules)
-        publish_metrics(RELAY.name, {}, {"outbox_age": max(outbox_age, 0.0)})
-        for consumer_group, age in heartbeat_ages.items():
+            ages = self._heartbeats.ages(connection)
+        for consumer_group, age in ages.items():
             publish_metrics(RELAY.name, {}, {"heartbeat_age": age}, consumer_group=consumer_group)
-        for job_type, age in watermark_ages.items():
+
+    def _outbox_age(self) -> None:
+        with self._database.transaction() as connection:
+            (age,) = connection.execute(_OUTBOX_AGE).fetchone() or (0.0,)
+        publish_metrics(RELAY.name, {}, {"outbox_age": max(age, 0.0)})
+
+    def _watermark_age(self) -> None:
+        with self._database.transaction() as connection:
+            ages = schedules.ages(connection, self._schedules)
+        for job_type, age in ages.items():
             publish_metrics(RELAY.name, {}, {"watermark_age": age}, job_type=job_type)
 
     @staticmethod
