@@ -120,6 +120,8 @@ def serving_aws() -> Iterator[Aws]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # One packet for an answer: its end would wait until the client acknowledges its beginning, which it puts off.
+        wbufsize = -1
 
         def do_GET(self) -> None:
             self._answer({})
