@@ -1,22 +1,20 @@
 """Workers that run scenarios side by side, as many as there are processors, and what the scenarios do undisturbed."""
 
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-import psycopg
 import pytest
 
 from local.certificates import make_certificates
 from local.kafka import KafkaBroker, create_topic
 from local.postgres import PostgresServer
-from tests.conftest import TEMPLATE_DATABASE
+from tests.crash.databases import Seeded, contents, seed
 from tests.crash.scenario import Rest, Run, Scenario, check_sends
 from tests.crash.state import difference
 from tests.crash.worker import Topic, Worker, working
@@ -30,9 +28,7 @@ Stop = tuple[str, int]
 class Undisturbed:
     """What a scenario does when nothing stops it."""
 
-    template: str
-    """The database with what services wrote."""
-    deliveries: list[Any]
+    seeded: Seeded
     boundaries: list[dict[str, Any]]
     known: set[str]
     """The UUIDs that each run has; any other is new in each."""
@@ -62,23 +58,24 @@ class Stage:
             self._undisturbed[scenario.name] = self._prepare(scenario)
         return self._undisturbed[scenario.name]
 
-    def run(self, scenario: Scenario, template: str, deliveries: list[Any], stop_at: Stop | None) -> Rest:
-        """One run over a database of its own, by whichever worker is free."""
+    def run(self, scenario: Scenario, seeded: Seeded, stop_at: Stop | None) -> Rest:
+        """One run by whichever worker is free."""
         worker = self.free.get()
         try:
-            with self._database(template) as url:
-                return Run(scenario, worker, url, deliveries).to_rest(stop_at)
+            worker.database.set_back_to(seeded)
+            return Run(scenario, worker, seeded.deliveries).to_rest(stop_at)
         finally:
             self.free.put(worker)
 
+    def check_databases(self, seeded: Seeded) -> None:
+        """Every run began with what services wrote, and with nothing of the run before."""
+        for worker in self.workers:
+            worker.database.set_back_to(seeded)
+            assert contents(worker.database.connection) == seeded.contents
+
     def _prepare(self, scenario: Scenario) -> Undisturbed:
-        template = f"crash_{uuid.uuid4().hex}"
-        url = self.server.create_database(template, template=TEMPLATE_DATABASE)
-        with psycopg.connect(url, autocommit=True) as connection:
-            deliveries = list(scenario.seed(connection))
-        one, other = self.pool.map(
-            lambda stop_at: self.run(scenario, template, deliveries, stop_at), [None, None]
-        )
+        seeded = seed(self.server, scenario.seed)
+        one, other = self.pool.map(lambda stop_at: self.run(scenario, seeded, stop_at), [None, None])
         for rest in (one, other):
             check_sends(rest)
         known = one.dump.uuids & other.dump.uuids
@@ -86,13 +83,7 @@ class Stage:
         assert not (unlike := difference(end, other.ends_alike(known, scenario.ignored))), unlike
         labels, other_labels = (Counter(item["label"] for item in rest.boundaries) for rest in (one, other))
         assert labels == other_labels, "two undisturbed runs have different boundaries"
-        return Undisturbed(template, deliveries, one.boundaries, known, end)
-
-    @contextmanager
-    def _database(self, template: str) -> Iterator[str]:
-        name = f"crash_{uuid.uuid4().hex}"
-        yield self.server.create_database(name, template=template)
-        self.server.drop_database(name)
+        return Undisturbed(seeded, one.boundaries, known, end)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +98,7 @@ def stage(
         for number in range(count):
             create_topic(kafka_broker.bootstrap_servers, f"crash-{number}", partitions=1)
             topic = stack.enter_context(Topic(kafka_broker.bootstrap_servers, f"crash-{number}"))
-            managers.append(working(tmp_path_factory.mktemp("worker"), certificates, topic))
+            managers.append(working(tmp_path_factory.mktemp("worker"), postgres_server, certificates, topic))
         workers = list(pool.map(stack.enter_context, managers))
         free: SimpleQueue[Worker] = SimpleQueue()
         for worker in workers:

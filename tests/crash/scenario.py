@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-import psycopg
-
 from campaign_jobs.catalog import EVENT_JOB_TYPES, HEARTBEAT_EVENT_TYPE
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.settings import BY_FUNCTION
@@ -26,10 +24,6 @@ _TIME_PASSES: Final = (
     "UPDATE campaign_jobs.email_messages SET claimed_until = now() - interval '1 s' WHERE status = 'claimed'",
     "UPDATE campaign_jobs.user_rewards SET claimed_until = now() - interval '1 s' WHERE claim_token IS NOT NULL",
     "UPDATE campaign_jobs.leases SET expires_at = now() - interval '1 s', waiting_until = now() - interval '1 s'",
-)
-# What a stopped process leaves to the server, which notices at once that the connection is gone.
-_OTHERS: Final = (
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
 
 
@@ -106,14 +100,11 @@ class Rest:
 
 
 class Run:
-    """One run of a scenario over a database of its own."""
+    """One run of a scenario over the worker's database, as services left it."""
 
-    def __init__(
-        self, scenario: Scenario, worker: Worker, database_url: str, deliveries: Sequence[Any]
-    ) -> None:
+    def __init__(self, scenario: Scenario, worker: Worker, deliveries: Sequence[Any]) -> None:
         self._scenario = scenario
         self._worker = worker
-        self._database_url = database_url
         self._deliveries = deliveries
         self._events: list[dict[str, Any]] = []
         self._beaten: set[int] = set()
@@ -121,18 +112,15 @@ class Run:
     def to_rest(self, stop_at: tuple[str, int] | None) -> Rest:
         """Deliver, stop there, and deliver again as Lambda does until nothing is left to deliver."""
         self._prepare()
-        scenario = self._scenario
-        with (
-            psycopg.connect(self._database_url, autocommit=True) as connection,
-            self._worker.serving(scenario.function, self._database_url, scenario.constants) as self._handler,
-        ):
+        scenario, connection = self._scenario, self._worker.database.connection
+        with self._worker.serving(scenario.function, scenario.constants) as self._handler:
             self._adapt(connection)
             report = self._invoke(self._first_event(), self._lane, stop_at)
             at_the_stop = None
             # The next tick comes in any case.
             again = "error" in report or scenario.source == "schedule"
             if stop_at is not None:
-                self._wait_for_the_server(connection)
+                self._worker.database.wait_for_the_server()
                 at_the_stop = self._outside(connection)
                 again = True
             self._settle(connection, again)
@@ -229,10 +217,6 @@ class Run:
     def _let_time_pass(self, connection: Connection) -> None:
         for statement in _TIME_PASSES:
             connection.execute(statement.encode())
-
-    def _wait_for_the_server(self, connection: Connection) -> None:
-        while connection.execute(_OTHERS.encode()).fetchone() != (0,):
-            pass
 
     def _outside(self, connection: Connection) -> Outside:
         def count(query: str) -> Counter[str]:

@@ -28,11 +28,10 @@ IGNORED: Final = {
 }
 
 _COLUMNS: Final = """
-SELECT table_name, column_name, data_type = 'timestamp with time zone', is_identity = 'YES'
-FROM information_schema.columns
-JOIN information_schema.tables USING (table_schema, table_name)
-WHERE table_schema = 'campaign_jobs' AND table_type = 'BASE TABLE'
-ORDER BY table_name, ordinal_position
+SELECT relname, attname, atttypid = 'timestamptz'::regtype, attidentity <> ''
+FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+WHERE relnamespace = 'campaign_jobs'::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
+ORDER BY relname, attnum
 """
 
 

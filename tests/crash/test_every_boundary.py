@@ -21,7 +21,7 @@ def test_every_boundary(scenario: Scenario, stage: Stage) -> None:
     def stop(numbered: tuple[int, Stop]) -> str | None:
         number, (label, times) = numbered
         try:
-            rest = stage.run(scenario, undisturbed.template, undisturbed.deliveries, (label, times))
+            rest = stage.run(scenario, undisturbed.seeded, (label, times))
             check_sends(rest)
             problem = difference(undisturbed.end, rest.ends_alike(undisturbed.known, scenario.ignored))
         except AssertionError as error:
@@ -33,3 +33,4 @@ def test_every_boundary(scenario: Scenario, stage: Stage) -> None:
     print(f"{scenario.name}: {len(numbered)} boundaries, a process stopped at each")
     if wrong:
         pytest.fail("\n".join([f"{len(wrong)} of {len(numbered)} stops went wrong:", *wrong]), pytrace=False)
+    stage.check_databases(undisturbed.seeded)

@@ -17,9 +17,11 @@ from campaign_jobs.catalog import EVENT_JOB_TYPES
 from campaign_jobs.settings import BY_FUNCTION
 from local.certificates import Certificates
 from local.functions import PYTHON_PATH, REPOSITORY, FunctionConfiguration
+from local.postgres import PostgresServer
 from local.processes import die_with_parent, in_lasting_thread
 from local.runtime import receive_frame, send_frame
 from tests.crash.aws import Aws, serving_aws
+from tests.crash.databases import WorkersDatabase
 from tests.integration.email_campaign import UNSUBSCRIBE_SETTINGS
 from tests.integration.webhook_receiver import Receiver, receiving
 
@@ -78,34 +80,38 @@ class Worker:
     certificates: Certificates
     log: Path
     topic: Topic
+    database: WorkersDatabase
+    _environment: dict[str, Any] | None = None
 
     @contextmanager
-    def serving(self, function: str, database_url: str, constants: Mapping[str, Any]) -> Iterator[Invoke]:
+    def serving(self, function: str, constants: Mapping[str, Any]) -> Iterator[Invoke]:
         """Invoke a real handler; a new process whenever the one before was stopped."""
         handler = REPOSITORY / "functions" / function / "handler.py"
         configuration = FunctionConfiguration(
             name=f"campaign-jobs-test-{function}",
             handler=handler,
-            environment=self._settings(function, database_url),
+            environment=self._settings(function),
             timeout_seconds=PLENTY_MS / 1000,
             memory_mb=512,
             log_dir=self.log.parent,
             aws_endpoint_url=self.aws.endpoint_url,
         )
-        environment = {
-            "function": function,
-            "handler": str(handler),
-            "variables": configuration.process_environment(),
-            "constants": dict(constants),
-            "log": str(self.log),
-        }
+        self._stand_by(
+            {
+                "function": function,
+                "handler": str(handler),
+                "variables": configuration.process_environment(),
+                "constants": dict(constants),
+                "log": str(self.log),
+            }
+        )
         alive = False
 
         def invoke(request: Mapping[str, Any]) -> dict[str, Any]:
             nonlocal alive
             self.log.write_bytes(b"")
             if not alive:
-                send_frame(self.channel, environment)
+                send_frame(self.channel, {"start": True})
             alive = True
             send_frame(self.channel, dict(request))
             report = receive_frame(self.channel)
@@ -130,15 +136,28 @@ class Worker:
                 send_frame(self.channel, {"end": True})
                 receive_frame(self.channel)
 
+    def _stand_by(self, environment: dict[str, Any]) -> None:
+        """Have the runner load what environments of this kind are forked from."""
+        if environment == self._environment:
+            return
+        if self._environment is not None:
+            send_frame(self.channel, {"end": True})
+        self._environment = None
+        self.log.write_bytes(b"")
+        send_frame(self.channel, environment)
+        answer = receive_frame(self.channel)
+        assert answer == {"ready": True}, f"{answer}; {self.log.read_text()[-3_000:]}"
+        self._environment = environment
+
     def explain(self, report: Mapping[str, Any]) -> str:
         reached = [item["label"] for item in report["boundaries"][-3:]]
         ending = f"{report.get('error', 'no error')} after {reached}"
         return f"{ending}; its log ends with:\n{self.log.read_text()[-3_000:]}"
 
-    def _settings(self, function: str, database_url: str) -> dict[str, str]:
+    def _settings(self, function: str) -> dict[str, str]:
         receiver = f"127.0.0.1:{self.receiver.port}"
         known = {
-            "DATABASE_URL": database_url,
+            "DATABASE_URL": self.database.url,
             "KAFKA_WORKER_POOL_SIZE": str(POOL_SIZE),
             "DEFAULT_SENDER": SENDER,
             "DEFAULT_PUBLIC_BASE_URL": "https://launch.example.com",
@@ -160,7 +179,9 @@ class Worker:
 
 
 @contextmanager
-def working(directory: Path, certificates: Certificates, topic: Topic) -> Iterator[Worker]:
+def working(
+    directory: Path, server: PostgresServer, certificates: Certificates, topic: Topic
+) -> Iterator[Worker]:
     """A worker with everything it needs."""
     with ExitStack() as stack:
         aws = stack.enter_context(serving_aws())
@@ -181,4 +202,6 @@ def working(directory: Path, certificates: Certificates, topic: Topic) -> Iterat
         stack.callback(runner.wait)
         stack.callback(ours.close)
         assert receive_frame(ours) == {"ready": True}, (directory / "runner.log").read_text()
-        yield Worker(ours, aws, receiver, certificates, directory / "function.log", topic)
+        database = WorkersDatabase(server)
+        stack.callback(database.close)
+        yield Worker(ours, aws, receiver, certificates, directory / "function.log", topic, database)
