@@ -90,6 +90,13 @@ REFUSED = {
     "outbox_event_id_key": (
         "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event) VALUES ('event', 'key', '{}')"
     ),
+    "outbox_event_fits": (
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event)"
+        " SELECT 'large', 'key', jsonb_build_object('numbers', jsonb_agg(1e131071)) FROM generate_series(1, 4)"
+    ),
+    "outbox_partition_key_fits": (
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event) VALUES ('other', repeat('k', 1001), '{}')"
+    ),
 }
 
 

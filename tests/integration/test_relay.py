@@ -34,7 +34,7 @@ class RecordingPublisher:
     """Acknowledges all that it is given, but what `refuse` says."""
 
     def __init__(self) -> None:
-        self.published: list[dict[str, Any]] = []
+        self.values: list[bytes] = []
         self.refuse: Callable[[Messages], Sequence[int] | None] = lambda messages: None
         self.at_once = 0
         self.most_at_once = 0
@@ -50,11 +50,13 @@ class RecordingPublisher:
             with self._lock:
                 self.at_once -= 1
         missing = range(len(messages)) if refused == () else refused or ()
-        self.published += [
-            json.loads(value) for number, (_, value) in enumerate(messages) if number not in missing
-        ]
+        self.values += [value for number, (_, value) in enumerate(messages) if number not in missing]
         if refused is not None:
             raise PublishError("Kafka did not take everything", refused)
+
+    @property
+    def published(self) -> list[dict[str, Any]]:
+        return [json.loads(value) for value in self.values]
 
     @property
     def ids(self) -> list[str]:
@@ -229,13 +231,50 @@ def test_an_event_near_the_limit_goes_out_however_jsonb_writes_its_numbers(
     assert publisher.published == [as_json(event)]
 
 
+def test_what_only_postgresql_can_read_goes_out_as_it_is_stored(
+    relay: Relay, publisher: RecordingPublisher, connection: Connection
+) -> None:
+    connection.execute(
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event) VALUES"
+        " ('digits', 'key', jsonb_build_object('number', repeat('9', 4301)::numeric)),"
+        " ('nested', 'key', jsonb_build_object('lists', (repeat('[', 3000) || repeat(']', 3000))::jsonb))"
+    )
+    outbox.enqueue(connection, [welcome()])
+    stored = connection.execute("SELECT event::text FROM campaign_jobs.outbox ORDER BY id").fetchall()
+    assert relay.round().published == 3
+    assert publisher.values == [text.encode() for (text,) in stored]
+    assert unpublished(connection) == []
+
+
+def test_a_portion_of_large_events_fits_into_memory(
+    relay: Relay, publisher: RecordingPublisher, connection: Connection
+) -> None:
+    portions: list[int] = []
+    publisher.refuse = lambda messages: portions.append(sum(len(value) for _, value in messages))
+    connection.execute(
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event)"
+        " SELECT number::text, 'key', jsonb_build_object('text', repeat('x', 250000))"
+        " FROM generate_series(1, 40) AS number"
+    )
+    assert relay.round().published == 40
+    assert len(portions) == 3
+    assert max(portions) <= relay_module.PUBLISH_BYTES_AT_ONCE + MAX_VALUE_BYTES
+
+
+@pytest.mark.parametrize(
+    "more", ["null", "repeat('9', 4301)::numeric", "(repeat('[', 3000) || repeat(']', 3000))::jsonb"]
+)
 def test_a_row_that_kafka_will_never_take_holds_up_no_other(
-    relay: Relay, publisher: RecordingPublisher, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    relay: Relay,
+    publisher: RecordingPublisher,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    more: str,
 ) -> None:
     monkeypatch.setattr(relay_module, "PUBLISH_AT_ONCE", 2)
     connection.execute(
-        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event)"
-        " VALUES ('huge', 'key', jsonb_build_object('text', repeat('x', 300000)))"
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event) VALUES"
+        f" ('huge', 'key', jsonb_build_object('text', repeat('x', 300000), 'more', {more}))"
     )
     outbox.enqueue(connection, [welcome(number) for number in range(5)])
     report = relay.run(deadline(relay_module.UNTIL_DEADLINE_SECONDS - 1))

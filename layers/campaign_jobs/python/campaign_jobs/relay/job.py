@@ -5,16 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, Protocol
-
-from pydantic import ValidationError
+from typing import Final, Protocol
 
 from campaign_jobs.catalog import MAX_VALUE_BYTES, RELAY
 from campaign_jobs.database.batches import repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email.store import release_parked as release_parked_mails
 from campaign_jobs.errors import PublishError
-from campaign_jobs.events import EVENT_ADAPTER, as_value
 from campaign_jobs.fraud.cases import release_unheld
 from campaign_jobs.observability import logger_of
 from campaign_jobs.position.waiting import request_waiting
@@ -29,12 +26,25 @@ FORGET_EVERY_SECONDS: Final = 600.0
 WAITED_TOO_LONG: Final = timedelta(seconds=15)
 """A position request that is older has nobody running for it: its event was lost, or never was."""
 PUBLISH_AT_ONCE: Final = 1_000
+PUBLISH_BYTES_AT_ONCE: Final = 4 * 2**20
+"""A portion ends with the event that reaches this, and the function's memory holds a few copies of it."""
 UNTIL_DEADLINE_SECONDS: Final = 10.0
 """What is left when it stops looking, enough for a round that is under way."""
 
+# Row by row, so that what the portion leaves out is not read. As text, because services write these rows too: Python
+# reads no number of thousands of digits, and it is for the event's owner to say so.
 _UNPUBLISHED: Final = """
-SELECT id, partition_key, event FROM campaign_jobs.outbox
-WHERE published_at IS NULL AND refused IS NULL ORDER BY id LIMIT %s
+WITH RECURSIVE portion (number, bytes, id, partition_key, event) AS (
+    VALUES (0, 0::bigint, 0::bigint, '', '')
+    UNION ALL
+    SELECT number + 1, bytes + octet_length(next.event), next.id, next.partition_key, next.event
+    FROM portion CROSS JOIN LATERAL (
+        SELECT id, partition_key, event::text AS event FROM campaign_jobs.outbox
+        WHERE id > portion.id AND published_at IS NULL AND refused IS NULL ORDER BY id LIMIT 1
+    ) AS next
+    WHERE number < %(rows)s AND bytes < %(bytes)s
+)
+SELECT id, partition_key, event, number >= %(rows)s OR bytes >= %(bytes)s FROM portion WHERE number > 0 ORDER BY id
 """
 
 _PUBLISHED: Final = """
@@ -164,12 +174,13 @@ class Relay:
 
     def _publish_all(self, go_on: Callable[[], bool]) -> tuple[int, int]:
         published = refused = 0
+        limits = {"rows": PUBLISH_AT_ONCE, "bytes": PUBLISH_BYTES_AT_ONCE}
         while True:
             with self._database.transaction() as connection:
-                rows = connection.execute(_UNPUBLISHED, [PUBLISH_AT_ONCE]).fetchall()
+                rows = connection.execute(_UNPUBLISHED, limits).fetchall()
             if not rows:
                 return published, refused
-            messages = {id_: (key, _value(event)) for id_, key, event in rows}
+            messages = {id_: (key, _value(event)) for id_, key, event, _ in rows}
             too_large = [id_ for id_, (_, value) in messages.items() if len(value) > MAX_VALUE_BYTES]
             if too_large:
                 # One such row would fail every run, and all others would wait for the next tick.
@@ -190,7 +201,8 @@ class Relay:
             if failure is not None:
                 raise failure
             # A long backlog must outlast neither the lease nor the invocation.
-            if len(rows) < PUBLISH_AT_ONCE or not go_on():
+            is_full = rows[-1][-1]
+            if not is_full or not go_on():
                 return published, refused
 
     def _refuse(self, ids: Sequence[int]) -> None:
@@ -202,16 +214,25 @@ class Relay:
         )
 
 
-def _value(event: dict[str, Any]) -> bytes:
-    # As compact as the outbox measured it, or an event near the limit could never be published.
-    value = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    if len(value) <= MAX_VALUE_BYTES:
-        return value
-    try:
-        # jsonb writes a number such as 1e300 out.
-        return as_value(EVENT_ADAPTER.validate_python(event))
-    except ValidationError:
-        return value
+def _value(event: str) -> bytes:
+    value = event.encode()
+    if len(value) > MAX_VALUE_BYTES:
+        # jsonb writes spaces, and numbers such as 1e300 out: an event near the limit could never be published.
+        try:
+            value = json.dumps(
+                json.loads(event, parse_int=_number),
+                ensure_ascii=False,
+                allow_nan=False,
+                separators=(",", ":"),
+            ).encode()
+        except (ValueError, RecursionError):
+            # One that Python cannot read is refused for its length.
+            pass
+    return value
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else float(digits)
 
 
 def counts(report: RelayReport) -> dict[str, float]:
