@@ -30,6 +30,12 @@ def _everything_waits(connection: Connection) -> list[Any]:
     )
     hooked = campaign.add_reward("webhook", campaign.add_endpoint("https://receiver/rewards"))
     parked, held = campaign.earn(hooked), campaign.earn(hooked)
+    forgotten = campaign.earn(campaign.add_reward("email"))
+    connection.execute(
+        "UPDATE campaign_jobs.user_rewards SET status = 'delivering', mail_asked_at = now() - interval '23 days'"
+        " WHERE id = %s",
+        (forgotten,),
+    )
     connection.execute(
         "UPDATE campaign_jobs.user_rewards SET parked_event_id = 'hook', parked_at = now() WHERE id = %s",
         (parked,),
@@ -59,6 +65,8 @@ def _everything_published(rest: Rest) -> None:
     assert rest.rows("SELECT event_id FROM campaign_jobs.outbox WHERE published_at IS NULL") == [
         ("too-large",)
     ]
+    statuses = rest.rows("SELECT status FROM campaign_jobs.user_rewards")
+    assert sorted(statuses) == [("earned",), ("earned",), ("failed",)]
 
 
 def _one_event(connection: Connection) -> list[Any]:

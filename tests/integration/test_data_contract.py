@@ -278,6 +278,7 @@ def test_the_example_of_a_webhook_is_what_is_sent(document: str) -> None:
             earned_at=moment,
             expires_at=None,
             claimed_until=None,
+            mail_on_its_way=False,
             held=False,
             user_id=uuid.UUID(data["user"]["id"]),
             user_email=data["user"]["email"],

@@ -462,6 +462,21 @@ def test_parked_webhooks_come_back_when_their_endpoint_is_enabled(
     assert campaign.row(user_reward, "parked_event_id, parked_at") == (None, None)
 
 
+def test_a_reward_that_nobody_delivers_any_more_failed(
+    relay: Relay, campaign: MailCampaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_reward = campaign.earn(campaign.add_reward("email"))
+    campaign.connection.execute(
+        "UPDATE campaign_jobs.user_rewards SET status = 'delivering', mail_asked_at = now() - interval '23 days'"
+    )
+    assert relay.round() == RelayReport(rounds=1, forgotten_rewards_failed=1)
+    assert campaign.row(user_reward) == ("failed",)
+    campaign.connection.execute("UPDATE campaign_jobs.user_rewards SET status = 'delivering'")
+    assert relay.round() == RelayReport(rounds=1), "it has just looked"
+    monkeypatch.setattr(relay_module, "FORGET_EVERY_SECONDS", 0)
+    assert relay.round() == RelayReport(rounds=1, forgotten_rewards_failed=1)
+
+
 def test_held_rewards_come_back_when_nothing_holds_them(
     relay: Relay, publisher: RecordingPublisher, campaign: MailCampaign
 ) -> None:

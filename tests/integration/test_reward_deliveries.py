@@ -11,14 +11,23 @@ import psycopg
 import pytest
 
 from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.email.job import EmailJob
 from campaign_jobs.events import parse
 from campaign_jobs.fraud import cases
 from campaign_jobs.fraud.blocking import unblock
 from campaign_jobs.reward.decisions import CHANGED_MEANWHILE
 from campaign_jobs.reward.job import RewardJob
-from campaign_jobs.reward.settlement import EmailedReward, NotDeliverable, deliver_manually, settle_emailed
+from campaign_jobs.reward.settlement import (
+    EmailedReward,
+    NotDeliverable,
+    deliver_manually,
+    fail_forgotten,
+    settle_emailed,
+)
 from campaign_jobs.reward.webhooks.client import Answer
-from campaign_jobs.worker.outcomes import Done, Later, Rejected, Skipped
+from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Skipped
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS, MailCampaign, RecordingSender
+from tests.integration.email_campaign import delivery_of as mail_delivery_of
 from tests.integration.reward_campaign import Campaign, deadline, delivery_of
 
 
@@ -123,6 +132,98 @@ def test_a_mail_that_failed_is_asked_for_anew_by_a_redrive_of_the_same_event(
     assert campaign.row(user_reward, "status, last_error") == ("failed", "the address is suppressed")
     assert job.process([delivery], deadline()) == [Done()]
     assert len({event["id"] for event in campaign.emitted()}) == 2
+
+
+def test_a_mail_that_died_without_a_word_is_asked_for_again_after_a_day(
+    job: RewardJob, database: Database, connection: Connection
+) -> None:
+    campaign, sender = MailCampaign(connection), RecordingSender()
+    mails = EmailJob(
+        database, sender, pool_size=2, default_sender=DEFAULT_SENDER, unsubscribe_links=UNSUBSCRIBE_LINKS
+    )
+    user_reward = campaign.earn(campaign.add_reward("email"))
+    assert job.process([delivery_of(user_reward)], deadline()) == [Done()]
+
+    def ages(table: str, column: str, by: str) -> None:
+        connection.execute(f"UPDATE campaign_jobs.{table} SET {column} = {column} - interval '{by}'".encode())
+
+    def asked_again() -> list[Outcome]:
+        outcomes = list(job.process([delivery_of(user_reward)], deadline()))
+        assert job.process([delivery_of(user_reward)], deadline()) == [Skipped("its mail is on its way")]
+        return outcomes
+
+    ages("user_rewards", "mail_asked_at", "23 hours")
+    assert asked_again() == [Skipped("its mail is on its way")]
+    # Its event killed the function, or SQS moved its message: nobody has told the reward.
+    ages("user_rewards", "mail_asked_at", "2 hours")
+    assert asked_again() == [Done()]
+    first, second = (mail_delivery_of(event) for event in campaign.emitted())
+    # A mail that is parked waits however long it takes.
+    campaign.set(status="paused")
+    assert mails.process([second], deadline()) == [Skipped("parked: the campaign is paused")]
+    ages("user_rewards", "mail_asked_at", "2 days")
+    ages("email_messages", "updated_at", "2 days")
+    assert asked_again() == [Skipped("its mail is on its way")]
+    # The first one was redriven after all.
+    campaign.set(status="active")
+    assert mails.process([first], deadline()) == [Done()]
+    assert mails.process([second], deadline()) == [Skipped("it has been sent for another event")]
+    assert len(sender.accepted) == 1
+    assert campaign.row(user_reward) == ("delivered",)
+
+
+def test_a_claim_on_a_mail_that_killed_its_process_keeps_nobody_away_for_longer_than_a_day(
+    job: RewardJob, campaign: Campaign, by_email: uuid.UUID
+) -> None:
+    user_reward = campaign.earn(by_email)
+    job.process([delivery_of(user_reward)], deadline())
+    campaign.connection.execute(
+        "UPDATE campaign_jobs.user_rewards SET mail_asked_at = mail_asked_at - interval '2 days'"
+    )
+    campaign.connection.execute(
+        "INSERT INTO campaign_jobs.email_messages (event_id, type, campaign_id, user_id, user_reward_id, status,"
+        " claim_token, claimed_until, updated_at)"
+        " SELECT 'killer', 'reward_earned', campaign_id, user_id, id, 'claimed',"
+        " gen_random_uuid(), now(), now() - interval '23 hours' FROM campaign_jobs.user_rewards"
+    )
+    assert job.process([delivery_of(user_reward)], deadline()) == [Skipped("its mail is on its way")]
+    campaign.connection.execute(
+        "UPDATE campaign_jobs.email_messages SET updated_at = updated_at - interval '2 hours'"
+    )
+    assert job.process([delivery_of(user_reward)], deadline()) == [Done()]
+
+
+def test_a_delivery_that_nobody_can_have_any_more_failed(
+    job: RewardJob, database: Database, campaign: Campaign, by_email: uuid.UUID, by_webhook: uuid.UUID
+) -> None:
+    mailed, recent, parked, hooked, claimed = (
+        campaign.earn(reward) for reward in (by_email, by_email, by_email, by_webhook, by_webhook)
+    )
+    job.process([delivery_of(id_) for id_ in (mailed, recent, parked)], deadline())
+    campaign.connection.execute(
+        "UPDATE campaign_jobs.user_rewards SET mail_asked_at = mail_asked_at - interval '23 days' WHERE id <> %s",
+        (recent,),
+    )
+    campaign.connection.execute(
+        "INSERT INTO campaign_jobs.email_messages (event_id, type, campaign_id, user_id, user_reward_id, status,"
+        " reason, parked_event, updated_at) SELECT 'parked', 'reward_earned', campaign_id, user_id, id, 'parked',"
+        " 'the campaign is paused', '{}', now() - interval '23 days' FROM campaign_jobs.user_rewards WHERE id = %s",
+        (parked,),
+    )
+    for id_, days in ((hooked, 23), (claimed, 21)):
+        campaign.connection.execute(
+            "UPDATE campaign_jobs.user_rewards SET status = 'delivering', claim_token = gen_random_uuid(),"
+            " claimed_until = now() - make_interval(days => %s) WHERE id = %s",
+            (days, id_),
+        )
+    with database.transaction() as own:
+        assert fail_forgotten(own) == 2
+        assert fail_forgotten(own) == 0
+    failed = ("failed", "its delivery was begun and never ended", None)
+    assert [campaign.row(id_, "status, last_error, claim_token") for id_ in (mailed, hooked)] == [failed] * 2
+    assert [campaign.row(id_) for id_ in (recent, parked, claimed)] == [("delivering",)] * 3
+    # It is as any other that failed.
+    assert job.process([delivery_of(mailed), delivery_of(hooked)], deadline()) == [Done(), Done()]
 
 
 def test_an_accepted_mail_delivers(

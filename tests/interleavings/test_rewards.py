@@ -96,11 +96,20 @@ def test_two_deliveries_of_one_reward_post_once(race: Race, connection: Connecti
         assert campaign.row(user_reward, "status, attempts, claim_token") == ("delivered", 1, None)
 
 
-def test_two_deliveries_of_one_reward_by_email_write_one_mail(race: Race, connection: Connection) -> None:
+@pytest.mark.parametrize("another_died", [False, True])
+def test_two_deliveries_of_one_reward_by_email_write_one_mail(
+    race: Race, connection: Connection, another_died: bool
+) -> None:
     first, second = reward_job(race.first, []), reward_job(race.second, [])
     for schedule in race.schedules(all_pairs=False):
         campaign = Campaign(connection)
         user_reward = campaign.earn(campaign.add_reward("email"))
+        if another_died:
+            connection.execute(
+                "UPDATE campaign_jobs.user_rewards SET status = 'delivering',"
+                " mail_asked_at = now() - interval '2 days' WHERE id = %s",
+                (user_reward,),
+            )
         results = schedule.run(
             lambda: first.process([delivery_of(user_reward)], deadline()),
             lambda: second.process([delivery_of(user_reward)], deadline()),

@@ -50,6 +50,7 @@ def user_reward(method: str = "webhook", **changes: Any) -> UserReward:
         "earned_at": BEFORE,
         "expires_at": None,
         "claimed_until": None,
+        "mail_on_its_way": False,
         "held": False,
         "user_id": uuid.uuid4(),
         "user_email": "person@example.com",
@@ -95,7 +96,10 @@ def test_a_live_claim_is_waited_for_and_an_expired_one_taken_over() -> None:
 
 
 def test_a_mail_on_its_way_is_not_asked_for_again() -> None:
-    assert decide(user_reward("email", status="delivering")) == Skipped("its mail is on its way")
+    on_its_way = user_reward("email", status="delivering", mail_on_its_way=True)
+    assert decide(on_its_way) == Skipped("its mail is on its way")
+    assert decide(user_reward("email", status="delivering")) == DeliverByEmail()
+    assert decide(user_reward(status="delivering", mail_on_its_way=True)) == DeliverByWebhook(ENDPOINT)
 
 
 @pytest.mark.parametrize("method", ["email", "webhook", "manual"])

@@ -16,6 +16,7 @@ from campaign_jobs.fraud.cases import release_unheld
 from campaign_jobs.observability import logger_of
 from campaign_jobs.position.waiting import request_waiting
 from campaign_jobs.relay.lease import Lease
+from campaign_jobs.reward.settlement import fail_forgotten
 from campaign_jobs.reward.settlement import release_parked as release_parked_webhooks
 from campaign_jobs.worker.delivery import Deadline
 from campaign_jobs.worker.isolation import forget_left_behind
@@ -66,7 +67,7 @@ class Publisher(Protocol):
 
 @dataclass(frozen=True)
 class RelayReport:
-    """What one run did, each a number of events but the last two."""
+    """What one run did, each a number of events but the last three."""
 
     published: int = 0
     refused: int = 0
@@ -74,6 +75,7 @@ class RelayReport:
     parked_webhooks_released: int = 0
     held_rewards_released: int = 0
     positions_requested: int = 0
+    forgotten_rewards_failed: int = 0
     markers_forgotten: int = 0
     rounds: int = 0
 
@@ -135,14 +137,14 @@ class Relay:
         report = report or RelayReport()
         try:
             # Services write these rows too.
-            mails, webhooks, rewards, positions, forgotten = repeat_on_conflict(
+            mails, webhooks, rewards, positions, (failed, forgotten) = repeat_on_conflict(
                 self._database,
                 lambda connection: (
                     release_parked_mails(connection, limit=PUBLISH_AT_ONCE),
                     release_parked_webhooks(connection),
                     release_unheld(connection),
                     self._request_positions(connection),
-                    self._forget_markers(connection),
+                    self._forget(connection),
                 ),
             )
         finally:
@@ -156,6 +158,7 @@ class Relay:
             parked_webhooks_released=report.parked_webhooks_released + webhooks,
             held_rewards_released=report.held_rewards_released + rewards,
             positions_requested=report.positions_requested + positions,
+            forgotten_rewards_failed=report.forgotten_rewards_failed + failed,
             markers_forgotten=report.markers_forgotten + forgotten,
             rounds=report.rounds + 1,
         )
@@ -166,11 +169,11 @@ class Relay:
         self._positions_looked_at = time.monotonic()
         return request_waiting(connection, older_than=WAITED_TOO_LONG)
 
-    def _forget_markers(self, connection: Connection) -> int:
+    def _forget(self, connection: Connection) -> tuple[int, int]:
         if time.monotonic() - self._forgot_at < FORGET_EVERY_SECONDS:
-            return 0
+            return 0, 0
         self._forgot_at = time.monotonic()
-        return forget_left_behind(connection)
+        return fail_forgotten(connection), forget_left_behind(connection)
 
     def _publish_all(self, go_on: Callable[[], bool]) -> tuple[int, int]:
         published = refused = 0

@@ -30,6 +30,9 @@ GONE: Final = 410
 FAILURES_TO_DISABLE: Final = 10
 FAILING_TO_DISABLE: Final = timedelta(hours=24)
 
+MAIL_PATIENCE: Final = timedelta(days=1)
+"""A mail that nobody has touched for so long may be dead without a word: who asks for the delivery gets another."""
+
 CHANGED_MEANWHILE: Final = Later("the user reward changed meanwhile", timedelta(seconds=1))
 
 
@@ -70,6 +73,8 @@ class UserReward:
     earned_at: datetime
     expires_at: datetime | None
     claimed_until: datetime | None
+    mail_on_its_way: bool
+    """Its mail was asked for, is not settled, and is parked or was touched within MAIL_PATIENCE."""
     held: bool
     user_id: UUID
     user_email: str = field(repr=False)
@@ -119,7 +124,7 @@ def decide(user_reward: UserReward) -> Decision:
     if user_reward.claimed_until is not None and user_reward.claimed_until > user_reward.now:
         return Later("another delivery of it is on its way", user_reward.claimed_until - user_reward.now)
     by_email = user_reward.delivery_method == "email"
-    if by_email and user_reward.status == "delivering" and user_reward.claimed_until is None:
+    if by_email and user_reward.mail_on_its_way:
         return Skipped("its mail is on its way")
     if user_reward.expires_at is not None and user_reward.expires_at <= user_reward.now:
         return Skipped("the user reward expired")

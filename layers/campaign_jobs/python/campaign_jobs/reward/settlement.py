@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Literal
 from uuid import UUID, uuid5
 
@@ -10,9 +11,11 @@ from campaign_jobs.database.connection import Connection
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs.events import RewardDeliveryJobPayload, RewardEvent
 from campaign_jobs.reward.decisions import DELIVERABLE_USER_STATUSES
-from campaign_jobs.reward.store import FOLLOW_UP_NAMESPACE
+from campaign_jobs.reward.store import FOLLOW_UP_NAMESPACE, MAIL_ON_ITS_WAY
 
 RELEASED_AT_ONCE: Final = 1_000
+FORGOTTEN_AFTER: Final = timedelta(days=22)
+"""Longer than the topic and a queue keep an event together: nobody has the delivery any more."""
 
 _LOCK_HOLDING_CASES = """
 SELECT cases.user_id, cases.status = 'confirmed' FROM campaign_jobs.fraud_cases AS cases
@@ -86,6 +89,20 @@ UPDATE campaign_jobs.user_rewards SET parked_event_id = NULL, parked_at = NULL
 FROM released WHERE user_rewards.id = released.id
 RETURNING user_rewards.id, user_rewards.campaign_id, released.parked_event_id, released.parked_at
 """
+
+# The events of these died without their functions: they killed them, or SQS moved their messages.
+_FAIL_FORGOTTEN = f"""
+WITH forgotten AS (
+    SELECT id FROM campaign_jobs.user_rewards
+    WHERE status = 'delivering'
+        AND coalesce(claimed_until, mail_asked_at, earned_at) < clock_timestamp() - %(mail_patience)s
+        AND NOT ({MAIL_ON_ITS_WAY})
+    ORDER BY id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE campaign_jobs.user_rewards
+SET status = 'failed', last_error = 'its delivery was begun and never ended', claim_token = NULL, claimed_until = NULL
+FROM forgotten WHERE user_rewards.id = forgotten.id
+"""  # noqa: S608 - constants
 
 
 class NotDeliverable(CampaignJobsError):
@@ -187,3 +204,12 @@ def release_parked(connection: Connection) -> int:
         ],
     )
     return len(rows)
+
+
+def fail_forgotten(connection: Connection) -> int:
+    """Mark the user rewards as failed whose delivery nobody can have any more; returns how many.
+
+    At most RELEASED_AT_ONCE at a time, for relay to call now and then.
+    """
+    parameters = {"mail_patience": FORGOTTEN_AFTER, "limit": RELEASED_AT_ONCE}
+    return connection.execute(_FAIL_FORGOTTEN, parameters).rowcount

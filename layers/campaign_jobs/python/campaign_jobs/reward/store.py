@@ -16,14 +16,32 @@ from psycopg.rows import dict_row
 from campaign_jobs import outbox
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.events import EmailEvent, EmailJobPayload
-from campaign_jobs.reward.decisions import FAILING_TO_DISABLE, FAILURES_TO_DISABLE, Endpoint, UserReward
+from campaign_jobs.reward.decisions import (
+    FAILING_TO_DISABLE,
+    FAILURES_TO_DISABLE,
+    MAIL_PATIENCE,
+    Endpoint,
+    UserReward,
+)
 
 FOLLOW_UP_NAMESPACE: Final = uuid5(NAMESPACE_URL, "campaign-jobs:reward")
 
-_LOAD = """
+# A mail that its function never gave up (it killed the function, or SQS moved its message) is found by its age. Asking
+# once more than needed mails nothing twice: the two events share their once-key.
+MAIL_ON_ITS_WAY = """
+    user_rewards.status = 'delivering' AND user_rewards.claim_token IS NULL
+    AND (coalesce(user_rewards.mail_asked_at, user_rewards.earned_at) > clock_timestamp() - %(mail_patience)s
+        OR EXISTS (
+            SELECT FROM campaign_jobs.email_messages AS mail
+            WHERE mail.user_id = user_rewards.user_id AND mail.user_reward_id = user_rewards.id
+                AND (mail.status = 'parked' OR mail.updated_at > clock_timestamp() - %(mail_patience)s)))
+"""
+
+_LOAD = f"""
 SELECT
     clock_timestamp() AS now, user_rewards.id, user_rewards.campaign_id, user_rewards.status, user_rewards.occurrence,
     user_rewards.data, user_rewards.earned_at, user_rewards.expires_at, user_rewards.claimed_until,
+    coalesce({MAIL_ON_ITS_WAY}, false) AS mail_on_its_way,
     EXISTS (SELECT FROM campaign_jobs.held_users WHERE held_users.user_id = user_rewards.user_id) AS held,
     users.id AS user_id, users.email AS user_email, users.status AS user_status,
     rewards.id AS reward_id, rewards.name AS reward_name, rewards.type AS reward_type, rewards.delivery_method,
@@ -32,11 +50,11 @@ SELECT
     endpoints.consecutive_failures
 -- One row even where none of them is there, for the database's time.
 FROM (SELECT) AS always
-LEFT JOIN campaign_jobs.user_rewards ON user_rewards.id = ANY(%s)
+LEFT JOIN campaign_jobs.user_rewards ON user_rewards.id = ANY(%(ids)s)
 LEFT JOIN campaign_jobs.rewards ON rewards.id = user_rewards.reward_id
 LEFT JOIN campaign_jobs.waitlist_users AS users ON users.id = user_rewards.user_id
 LEFT JOIN campaign_jobs.webhook_endpoints AS endpoints ON endpoints.id = rewards.webhook_endpoint_id
-"""
+"""  # noqa: S608 - constants of this module
 
 # A user reward that nobody is delivering at this moment: not begun, failed, or begun by somebody whose claim ran out.
 _FREE = """
@@ -69,16 +87,16 @@ SET status = CASE status WHEN 'delivering' THEN 'earned' ELSE status END, claim_
 FROM mine WHERE user_rewards.id = mine.id
 """
 
-# The mail settles it, so there is no claim: while the status is 'delivering', another event writes no other mail.
+# The mail settles it, so there is no claim: while the mail is on its way, another event writes no other one.
 _HAND_TO_EMAIL = f"""
 WITH free AS (
     SELECT id FROM campaign_jobs.user_rewards
-    WHERE id = ANY(%(ids)s) AND {_FREE} AND {_UNHELD}
-        AND NOT (status = 'delivering' AND claim_token IS NULL)
+    WHERE id = ANY(%(ids)s) AND {_FREE} AND {_UNHELD} AND NOT ({MAIL_ON_ITS_WAY})
     ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE campaign_jobs.user_rewards
-SET status = 'delivering', attempts = attempts + 1, claim_token = NULL, claimed_until = NULL,
+SET status = 'delivering', mail_asked_at = clock_timestamp(), attempts = attempts + 1,
+    claim_token = NULL, claimed_until = NULL,
     held_at = NULL, parked_event_id = NULL, parked_at = NULL
 FROM free WHERE user_rewards.id = free.id
 RETURNING user_rewards.id, user_rewards.campaign_id, user_rewards.user_id, user_rewards.attempts, clock_timestamp()
@@ -233,7 +251,7 @@ class Recorded:
 def load(connection: Connection, ids: Sequence[UUID]) -> tuple[datetime, dict[UUID, UserReward]]:
     """The database's time, and those of the user rewards that are there."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(_LOAD, (list(ids),)).fetchall()
+        rows = cursor.execute(_LOAD, {"ids": list(ids), "mail_patience": MAIL_PATIENCE}).fetchall()
     return rows[0]["now"], {row["id"]: _user_reward(row) for row in rows if row["id"] is not None}
 
 
@@ -254,7 +272,9 @@ def hand_to_email(connection: Connection, causes: Sequence[tuple[UUID, str]]) ->
     `causes` are pairs of a user reward and the event that asks for it.
     """
     cause_of = dict(causes)
-    rows = connection.execute(_HAND_TO_EMAIL, {"ids": list(cause_of)}).fetchall()
+    rows = connection.execute(
+        _HAND_TO_EMAIL, {"ids": list(cause_of), "mail_patience": MAIL_PATIENCE}
+    ).fetchall()
     outbox.enqueue(
         connection,
         [
