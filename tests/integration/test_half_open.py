@@ -1,6 +1,6 @@
 """Connections that die without a word: who holds a lock for how long, and what our own side waits for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 import psycopg
@@ -164,14 +164,30 @@ def test_the_urls_own_options_win(database_url: str) -> None:
     database.close()
 
 
-def test_a_row_that_somebody_else_keeps_locked_does_not_fail_its_batch(
-    database_url: str, connection: Connection
+@pytest.mark.parametrize(
+    ("rows", "locked", "lock_seconds", "seconds"),
+    [
+        pytest.param(20, [7], 0.05, 100, id="one row"),
+        # In halves, each of a dozen parts would wait its second.
+        pytest.param(500, [7, 222, 450], 1, 10, id="some rows of many, within an invocation"),
+        # As where a service locks the campaign's row, which all of a batch refer to.
+        pytest.param(100, range(100), 0.1, 10, id="every row, within an invocation"),
+    ],
+)
+def test_rows_that_somebody_else_keeps_locked_do_not_fail_their_batch(
+    database_url: str,
+    connection: Connection,
+    rows: int,
+    locked: Sequence[int],
+    lock_seconds: float,
+    seconds: float,
 ) -> None:
-    addresses = [f"{number:02}@example.com" for number in range(20)]
-    for address in addresses:
-        connection.execute("INSERT INTO campaign_jobs.email_suppressions VALUES (%s, 'manual')", [address])
-    # A twentieth of a second for a lock.
-    database = Database(database_url, timeout_seconds=1.2)
+    addresses = [f"{number:03}@example.com" for number in range(rows)]
+    connection.execute(
+        "INSERT INTO campaign_jobs.email_suppressions SELECT unnest(%s::text[]), 'manual'", [addresses]
+    )
+    database = Database(database_url, timeout_seconds=lock_seconds * 40)
+    kept = [addresses[number] for number in locked]
 
     def work(inside: Connection, rows: object) -> list[str]:
         updated = inside.execute(
@@ -181,18 +197,34 @@ def test_a_row_that_somebody_else_keeps_locked_does_not_fail_its_batch(
         )
         return [address for (address,) in updated]
 
-    with connection.transaction():
+    with connection.transaction(), database.within(deadline(seconds)):
         connection.execute(
-            "SELECT FROM campaign_jobs.email_suppressions WHERE address = '07@example.com' FOR UPDATE"
+            "SELECT FROM campaign_jobs.email_suppressions WHERE address = ANY (%s) FOR UPDATE", [kept]
         )
         done, refused = in_batch(database, addresses, work)
     database.close()
-    assert sorted(address for part in done for address in part) == [
-        address for address in addresses if address != "07@example.com"
-    ]
-    assert refused == [
-        ("07@example.com", Refusal("canceling statement due to lock timeout; SQLSTATE 55P03", passing=True))
-    ]
+    assert sorted(address for part in done for address in part) == sorted(set(addresses) - set(kept))
+    refusal = Refusal("canceling statement due to lock timeout; SQLSTATE 55P03", passing=True)
+    assert refused == [(address, refusal) for address in kept]
+
+
+def test_who_waited_in_vain_waits_for_other_locks_as_ever_in_the_next_batch(
+    database_url: str, connection: Connection
+) -> None:
+    database = Database(database_url, timeout_seconds=40)
+    connection.execute("INSERT INTO campaign_jobs.email_suppressions VALUES ('a@example.com', 'manual')")
+    found: list[object] = []
+
+    def work(inside: Connection, rows: object) -> None:
+        found.append(inside.execute("SHOW lock_timeout").fetchone())
+        inside.execute("UPDATE campaign_jobs.email_suppressions SET reason = 'manual'")
+
+    with connection.transaction():
+        connection.execute(LOCK_ALL)
+        in_batch(database, ["first", "second"], work)
+    in_batch(database, ["third"], work)
+    database.close()
+    assert found == [("1s",), ("100ms",), ("100ms",), ("1s",)]
 
 
 def test_a_statement_that_one_row_makes_too_long_is_split_down_to_that_row(database_url: str) -> None:
@@ -207,4 +239,4 @@ def test_a_statement_that_one_row_makes_too_long_is_split_down_to_that_row(datab
 
 
 def test_timeouts_are_shares_of_the_functions() -> None:
-    assert Timeouts.within(120) == Timeouts(statement=60, lock=5, idle_in_transaction=20)
+    assert Timeouts.within(120) == Timeouts(statement=60, lock=3, idle_in_transaction=20)

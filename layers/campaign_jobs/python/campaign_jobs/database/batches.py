@@ -14,6 +14,8 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 MAX_REPEATS = 5
+LONG_WAITS: Final = 20
+"""How many parts of a batch wait for a tenth of a second in vain, before the others wait for a hundredth."""
 
 # A deadlock or a serialization failure that repeating did not help, a lock that somebody else keeps for long, and a
 # statement that took too long, which may be for the sake of one row.
@@ -30,6 +32,10 @@ _LASTING: Final = (
     # A value that is too long for an index.
     psycopg.errors.ProgramLimitExceeded,
 )
+
+
+# The setting ends with the transaction; a SET command would pin the connection in RDS Proxy.
+_LOCK_TIMEOUT: Final = "SELECT set_config('lock_timeout', %s, true)"
 
 
 @dataclass(frozen=True)
@@ -50,23 +56,35 @@ def in_batch(
     """Run `work` over all rows in one transaction, and find the rows that PostgreSQL refuses.
 
     A deadlock or serialization failure repeats the transaction. Any other error of the data, and a row that somebody
-    else keeps locked, splits the rows in halves, each in a transaction of its own, until those rows stand alone.
+    else keeps locked, splits the rows in halves, each in a transaction of its own, until those rows stand alone. Once a
+    lock was waited for in vain, the parts wait for theirs but for a moment.
     Returns what `work` returned for each part that went through, and each refused row with the reason. The caller
     passes rows sorted by key, so that concurrent batches take their locks in the same order.
 
     Raises DatabaseUnavailable when the connection is lost.
     """
-    if not rows:
-        return [], []
-    try:
-        return [repeat_on_conflict(database, lambda connection: work(connection, rows))], []
-    except (*_PASSING, *_LASTING) as error:
-        if len(rows) == 1:
-            return [], [(rows[0], Refusal(refusal(error), isinstance(error, _PASSING)))]
-    middle = len(rows) // 2
-    first_results, first_refused = in_batch(database, rows[:middle], work)
-    second_results, second_refused = in_batch(database, rows[middle:], work)
-    return first_results + second_results, first_refused + second_refused
+    in_vain = 0
+
+    def patiently(connection: Connection, part: Sequence[Row]) -> Result:
+        if in_vain:
+            # A thousand rows that somebody keeps are two thousand parts, and all have to fit into an invocation.
+            connection.execute(_LOCK_TIMEOUT, ["100ms" if in_vain <= LONG_WAITS else "10ms"])
+        return work(connection, part)
+
+    def run(part: Sequence[Row]) -> tuple[list[Result], list[tuple[Row, Refusal]]]:
+        nonlocal in_vain
+        try:
+            return [repeat_on_conflict(database, lambda connection: patiently(connection, part))], []
+        except (*_PASSING, *_LASTING) as error:
+            in_vain += isinstance(error, psycopg.errors.LockNotAvailable)
+            if len(part) == 1:
+                return [], [(part[0], Refusal(refusal(error), isinstance(error, _PASSING)))]
+        middle = len(part) // 2
+        first_results, first_refused = run(part[:middle])
+        second_results, second_refused = run(part[middle:])
+        return first_results + second_results, first_refused + second_refused
+
+    return run(rows) if rows else ([], [])
 
 
 def repeat_on_conflict(

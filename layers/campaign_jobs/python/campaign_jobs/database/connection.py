@@ -45,15 +45,15 @@ class Timeouts:
 
     statement: float
     lock: float
-    """For each lock that a statement waits for. Short, for a batch is split in halves until the row that somebody else
-    has locked stands alone, and all of that has to fit into one invocation."""
+    """For each lock that a statement waits for. Short, for jobs keep back five seconds for what they record at the end,
+    and who waited in vain has to find the rows that are locked (`in_batch`)."""
     idle_in_transaction: float
 
     @classmethod
     def within(cls, timeout_seconds: float) -> "Timeouts":
         """Those that suit a function with this time-out of its own."""
         return cls(
-            statement=timeout_seconds / 2, lock=timeout_seconds / 24, idle_in_transaction=timeout_seconds / 6
+            statement=timeout_seconds / 2, lock=timeout_seconds / 40, idle_in_transaction=timeout_seconds / 6
         )
 
     def as_options(self) -> str:
