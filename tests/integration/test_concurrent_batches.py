@@ -10,7 +10,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg import IsolationLevel
 
+from campaign_jobs.database.batches import repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.events import PositionEvent, PositionRecalcJobPayload
@@ -89,6 +91,22 @@ def _value(connection: Connection, query: str) -> int:
     row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def test_who_lost_against_another_transaction_tries_again(database: Database, connection: Connection) -> None:
+    campaign = MailCampaign(connection)
+    seen: list[str] = []
+
+    def work(own: Connection) -> None:
+        (status,) = own.execute("SELECT status FROM campaign_jobs.campaigns").fetchone() or ("",)
+        seen.append(status)
+        if status == "active":
+            campaign.set(status="paused")
+        own.execute("UPDATE campaign_jobs.campaigns SET name = name || ' again'")
+
+    repeat_on_conflict(database, work, isolation=IsolationLevel.REPEATABLE_READ)
+    assert seen == ["active", "paused"]
+    assert _value(connection, "SELECT count(*) FROM campaign_jobs.campaigns WHERE name LIKE '%again'") == 1
 
 
 def email_job(sender: RecordingSender) -> Callable[[Database], EmailJob]:
