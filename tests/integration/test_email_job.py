@@ -685,7 +685,7 @@ def test_what_somebody_keeps_locked_is_given_up_when_it_is_free(
     assert refused is asked[1]
     assert refusal.passing
     assert [campaign.row(user_reward) for user_reward in rewards] == [("failed",), ("earned",), ("failed",)]
-    assert campaign.mail(refused, "status") != ("failed",)
+    assert campaign.mail(refused) == ("failed", "SES failed: 500")
     assert not job.give_up([(refused, "worn out")])
     assert campaign.mail(refused) == ("failed", "worn out")
     assert campaign.row(rewards[1], "status, last_error") == ("failed", "worn out")
@@ -705,7 +705,7 @@ def test_a_failure_is_retried_and_a_refusal_given_up(
     )
     assert process(job, failing, refused) == [Retry("SES failed: 500"), Rejected("SES refused it")]
     job.give_up([(refused, "SES refused it")])
-    assert campaign.mail(failing) == ("released", "SES failed: 500")
+    assert campaign.mail(failing) == ("failed", "SES failed: 500")
     assert campaign.mail(refused) == ("failed", "SES refused it")
     # Redriven, it is tried again.
     sender.answer = lambda mail: None
@@ -749,6 +749,78 @@ def test_what_the_rate_leaves_no_room_for_fails_the_batch_and_spends_nothing(
     campaign.connection.execute("UPDATE campaign_jobs.send_tokens SET rate = 1000000")
     assert process(job, *deliveries) == [Done()] * 30
     assert set(sender.sent.values()) == {1}
+
+
+SHORT_RATE_SECONDS = POOLFUL_SECONDS + 30
+"""Of an invocation that has no time to wait for a token of `give_two_tokens`."""
+
+
+def give_two_tokens(campaign: MailCampaign, tokens: int = 2) -> None:
+    """And no more for fifty seconds."""
+    campaign.connection.execute(
+        "INSERT INTO campaign_jobs.send_tokens (name, rate, tokens, looked_up_at) VALUES ('ses', 0.02, %(n)s, now())"
+        " ON CONFLICT (name) DO UPDATE SET rate = 0.02, tokens = %(n)s, refilled_at = clock_timestamp()",
+        {"n": tokens},
+    )
+
+
+def test_mails_that_ses_refuses_do_not_use_up_a_short_rate_for_ever(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(7)]
+    # More than there are tokens for, and they come first.
+    addresses = [campaign.address(delivery.event.data.user_id) for delivery in deliveries]
+    refused = addresses[:4]
+    asked: list[str] = []
+
+    def refuse(mail: Mail) -> SendResult | None:
+        asked.append(mail.recipient)
+        return Refused("SES refused it") if mail.recipient in refused else None
+
+    sender.answer = refuse
+    # As long as there is mail that was never tried, Kafka keeps the batch.
+    for _ in range(3):
+        give_two_tokens(campaign)
+        with pytest.raises(RateExhausted):
+            process(job, *deliveries, seconds=SHORT_RATE_SECONDS)
+    assert asked == [*refused, *addresses[4:6]]
+    give_two_tokens(campaign)
+    outcomes = process(job, *deliveries, seconds=SHORT_RATE_SECONDS)
+    assert asked[6:] == [addresses[6], refused[0]]
+    assert outcomes[4:] == [Done()] * 3
+    # What was refused before and got no token this time is handed on: each alone, it ends there.
+    assert outcomes[0] == Rejected("SES refused it")
+    assert outcomes[1:4] == [Later("no time was left in this invocation", timedelta())] * 3
+    assert campaign.statuses() == {"accepted": 3, "failed": 4}
+
+
+def test_a_mail_that_failed_before_waits_for_the_rate_as_any_other_when_nothing_is_lost(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    delivery = campaign.asks("welcome", campaign.add_user())
+    sender.answer = lambda mail: Failed("SES failed: 500")
+    assert process(job, delivery) == [Retry("SES failed: 500")]
+    give_two_tokens(campaign, 0)
+    with pytest.raises(RateExhausted):
+        process(job, delivery, seconds=SHORT_RATE_SECONDS)
+    assert campaign.statuses() == {"failed": 1}
+
+
+def test_what_was_accepted_and_cannot_be_recorded_is_told_however_short_the_rate(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(8)]
+    campaign.connection.execute(
+        psycopg.sql.SQL(
+            "ALTER TABLE campaign_jobs.email_messages ADD CHECK (event_id <> {} OR status <> 'accepted')"
+        ).format(deliveries[0].event.id)
+    )
+    give_two_tokens(campaign)
+    outcomes = process(job, *deliveries, seconds=SHORT_RATE_SECONDS)
+    # Kept by Kafka, it would be sent again when its claim has run out.
+    assert isinstance(outcomes[0], Rejected)
+    assert set(sender.sent.values()) == {1}
+    assert Later("no time was left in this invocation", timedelta()) in outcomes
 
 
 def test_a_bucket_that_somebody_keeps_locked_stops_the_batch_and_leaves_no_claim(

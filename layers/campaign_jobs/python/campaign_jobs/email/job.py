@@ -2,11 +2,12 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
+from itertools import takewhile
 from typing import Final
 
 from campaign_jobs.catalog import EMAIL, LANE_BY_EVENT_TYPE, MAX_VALUE_BYTES
@@ -77,6 +78,11 @@ class _Ready:
     @property
     def bulk(self) -> bool:
         return LANE_BY_EVENT_TYPE[self.loaded.event.type].bulk
+
+    @property
+    def was_tried(self) -> bool:
+        """An earlier try failed, or ended without anybody knowing how."""
+        return self.loaded.state.message_status in ("failed", "claimed")
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,11 @@ class EmailJob:
             return {}
         claim_for = timedelta(seconds=deadline.remaining_seconds()) + CLAIM_MARGIN
         claimed_ids, outcomes = self._claim(ready, claim_for)
-        waiting = sorted((item for item in ready if item.event_id in claimed_ids), key=lambda item: item.bulk)
+        # What failed before goes last, so that a short rate is not used up by the same mails again and again.
+        waiting = sorted(
+            (item for item in ready if item.event_id in claimed_ids),
+            key=lambda item: (item.was_tried, item.bulk),
+        )
         pause = FIRST_PAUSE_SECONDS
         rate_is_short = False
         # What has been sent and cannot be recorded counts as on its way: a crash may repeat it as well.
@@ -256,7 +266,13 @@ class EmailJob:
                 answered = list(zip(poolful, answers, strict=True))
                 throttled = [item for item, answer in answered if isinstance(answer, Throttled)]
                 waiting = throttled + waiting
-                unrecorded |= self._record(answered)
+                unrecorded |= self._record(
+                    [
+                        result
+                        for item, answer in answered
+                        if (result := _result(item.event_id, answer)) is not None
+                    ]
+                )
                 if stopped is not None:
                     raise stopped
                 outcomes |= {
@@ -270,17 +286,15 @@ class EmailJob:
                     pause = min(pause * 2, LAST_PAUSE_SECONDS)
                 else:
                     pause = FIRST_PAUSE_SECONDS
-            if waiting and rate_is_short and not unrecorded:
+            if waiting and rate_is_short and not unrecorded and not _comes_to_nothing_new(waiting, outcomes):
                 raise RateExhausted("the send rate leaves no room for the rest before the deadline")
-        except SendingStopped as error:
-            self._record([(item, error) for item in waiting])
+        except SendingStopped:
+            self._release(waiting, "the batch was stopped")
             raise
         if waiting:
-            not_sent = Failed(
-                "no time was left in this invocation" if room else "others could not be recorded first"
-            )
-            self._record([(item, not_sent) for item in waiting])
-            outcomes |= {item.event_id: Later(not_sent.reason, timedelta()) for item in waiting}
+            reason = "no time was left in this invocation" if room else "others could not be recorded first"
+            self._release(waiting, reason)
+            outcomes |= {item.event_id: Later(reason, timedelta()) for item in waiting}
         return outcomes | unrecorded
 
     def _ask_for_tokens(self, poolful: Sequence[_Ready], deadline: Deadline) -> tuple[int, bool]:
@@ -289,7 +303,7 @@ class EmailJob:
         Where there are no tokens, it waits for the first; none at all means that the deadline is too near for that.
         """
         bulk = poolful[0].bulk
-        wanted = sum(item.bulk == bulk for item in poolful)
+        wanted = len(list(takewhile(lambda item: item.bulk == bulk, poolful)))
         waited = False
         while (grant := self._rate.take(wanted, bulk=bulk)).tokens == 0:
             if deadline.remaining_seconds() - grant.wait_seconds <= POOLFUL_SECONDS:
@@ -341,14 +355,20 @@ class EmailJob:
 
         return list(self._pool.map(send, poolful))
 
-    def _record(self, answers: Sequence[tuple[_Ready, _Answer]]) -> dict[str, Outcome]:
-        """Write down what is known, and return the outcomes of what PostgreSQL refused.
+    def _release(self, items: Sequence[_Ready], reason: str) -> None:
+        """Give back the claims of what was not sent; what was tried before stays known as that."""
+        self._record(
+            [
+                store.Result(item.event_id, "failed" if item.was_tried else "released", reason)
+                for item in items
+            ]
+        )
+
+    def _record(self, results: Sequence[store.Result]) -> dict[str, Outcome]:
+        """Write down how claims ended, and return the outcomes of what PostgreSQL refused.
 
         A mail without an answer keeps its claim, and may be sent again after it; a throttled one waits under its claim.
         """
-        results = [
-            result for item, answer in answers if (result := _result(item.event_id, answer)) is not None
-        ]
 
         def work(connection: Connection, rows: Sequence[store.Result]) -> None:
             accepted = {result.event_id for result in rows if result.status == "accepted"}
@@ -365,6 +385,13 @@ class EmailJob:
         ordered = sorted(results, key=lambda result: result.event_id)
         _, refused = in_batch(self._database, ordered, work)
         return {result.event_id: _unrecorded(result, refusal) for result, refusal in refused}
+
+
+def _comes_to_nothing_new(waiting: Sequence[_Ready], outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether a redelivery of the batch would only try again what has failed, and lose the outcomes that say so."""
+    return all(item.was_tried for item in waiting) and any(
+        isinstance(outcome, (Retry, Rejected)) for outcome in outcomes.values()
+    )
 
 
 def _write_aside(
@@ -412,7 +439,7 @@ def _result(event_id: str, answer: _Answer) -> store.Result | None:
         case Unknown() | _Broke() | Throttled():
             return None
         case Failed(reason) | Refused(reason):
-            return store.Result(event_id, "released", reason)
+            return store.Result(event_id, "failed", reason)
         case BatchStopped():
             return store.Result(event_id, "released", "the batch was stopped")
 

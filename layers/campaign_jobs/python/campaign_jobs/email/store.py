@@ -228,7 +228,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Result:
-    """How one claimed mail ended: accepted, or released to be tried again, or failed for good."""
+    """How one claim ended: accepted, failed (it may be tried again), or released, without having been tried."""
 
     event_id: str
     status: str
