@@ -15,6 +15,7 @@ TRIES = frozenset(
         ("webhook_attempts", "*"),
         ("webhook_endpoints", "consecutive_failures"),
         ("webhook_endpoints", "failing_since"),
+        ("webhook_endpoints", "rests_until"),
     }
 )
 """An attempt that was never recorded is missing in each of these, and so is its failure."""

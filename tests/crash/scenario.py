@@ -23,6 +23,7 @@ ACCEPTED: Final = 200
 _TIME_PASSES: Final = (
     "UPDATE campaign_jobs.email_messages SET claimed_until = now() - interval '1 s' WHERE status = 'claimed'",
     "UPDATE campaign_jobs.user_rewards SET claimed_until = now() - interval '1 s' WHERE claim_token IS NOT NULL",
+    "UPDATE campaign_jobs.webhook_endpoints SET rests_until = now() - interval '1 s' WHERE rests_until > now()",
     "UPDATE campaign_jobs.leases SET expires_at = now() - interval '1 s', waiting_until = now() - interval '1 s'",
 )
 

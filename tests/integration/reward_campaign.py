@@ -127,6 +127,10 @@ class Campaign:
         assert row is not None
         return row
 
+    def rested(self) -> None:
+        """The endpoints' rests are over."""
+        self.connection.execute("UPDATE campaign_jobs.webhook_endpoints SET rests_until = now()")
+
     def emitted(self) -> list[dict[str, Any]]:
         """The events in the outbox that wait to be published."""
         rows = self.connection.execute(

@@ -116,20 +116,119 @@ def test_a_failure_is_retried_under_the_same_id_with_a_new_timestamp(
         "the endpoint answered 500",
     )
     assert campaign.endpoint(endpoint, "consecutive_failures, failing_since IS NOT NULL") == (1, True)
+    campaign.rested()
     assert job.process([delivery_of(user_reward, attempts_spent=1)], deadline()) == [Done()]
     assert campaign.row(user_reward, "status, attempts, last_error") == ("delivered", 2, None)
-    assert campaign.endpoint(endpoint, "consecutive_failures, failing_since") == (0, None)
+    assert campaign.endpoint(endpoint, "consecutive_failures, failing_since, rests_until") == (0, None, None)
     first, second = receiver.requests
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert first.body == second.body
     assert [row[2] for row in attempts(campaign)] == [500, 200]
 
 
-def test_retry_after_is_honored(job: RewardJob, receiver: Receiver, user_reward: uuid.UUID) -> None:
+def test_retry_after_is_honored(
+    job: RewardJob, campaign: Campaign, receiver: Receiver, user_reward: uuid.UUID, endpoint: uuid.UUID
+) -> None:
     receiver.answer(status(429, Retry_After="90000"))
     assert job.process([delivery_of(user_reward, attempts_spent=2)], deadline()) == [
         Retry("the endpoint answered 429", timedelta(hours=24))
     ]
+    assert timedelta(hours=23) < rest_of(campaign, endpoint) <= timedelta(hours=24)
+
+
+def rest_of(campaign: Campaign, endpoint: uuid.UUID) -> timedelta:
+    (left,) = campaign.endpoint(endpoint, "rests_until - now()")
+    assert isinstance(left, timedelta)
+    return left
+
+
+def test_an_endpoint_that_failed_is_left_alone_for_a_while_and_others_are_not(
+    job: RewardJob, campaign: Campaign, receiver: Receiver, user_reward: uuid.UUID, endpoint: uuid.UUID
+) -> None:
+    receiver.answer(status(503), status(200))
+    assert isinstance(job.process([delivery_of(user_reward)], deadline())[0], Retry)
+    other, healthy = (
+        campaign.earn(campaign.add_reward("webhook", to))
+        for to in (endpoint, campaign.add_endpoint(receiver.url(path="/healthy")))
+    )
+    waits, done = job.process([delivery_of(other), delivery_of(healthy)], deadline())
+    assert isinstance(waits, Later) and timedelta(seconds=4) < waits.after <= timedelta(seconds=10)
+    assert done == Done()
+    assert [request.path for request in receiver.requests[1:]] == ["/healthy"]
+    assert campaign.row(other, "status, attempts, claim_token") == ("earned", 0, None)
+    campaign.rested()
+    assert job.process([delivery_of(other)], deadline()) == [Done()]
+    assert campaign.endpoint(endpoint, "rests_until") == (None,)
+
+
+@pytest.mark.parametrize(
+    ("failing_for", "rests_for"), [("10 seconds", 5), ("10 minutes", 300), ("23 hours", 3600)]
+)
+def test_a_rest_grows_with_the_time_of_failing(
+    job: RewardJob,
+    campaign: Campaign,
+    receiver: Receiver,
+    endpoint: uuid.UUID,
+    user_reward: uuid.UUID,
+    failing_for: str,
+    rests_for: int,
+) -> None:
+    campaign.connection.execute(
+        "UPDATE campaign_jobs.webhook_endpoints SET consecutive_failures = 1, failing_since = now() - %s::interval",
+        (failing_for,),
+    )
+    receiver.answer(status(503))
+    job.process([delivery_of(user_reward)], deadline())
+    assert rests_for - 4 < rest_of(campaign, endpoint).total_seconds() < rests_for + 10
+
+
+def test_a_rest_is_not_cut_short_by_another_failure(
+    job: RewardJob,
+    client: HttpsWebhookClient,
+    other_database: Database,
+    campaign: Campaign,
+    receiver: Receiver,
+) -> None:
+    endpoint = campaign.add_endpoint(receiver.url())
+    reward = campaign.add_reward("webhook", endpoint)
+    receiver.answer(status(429, Retry_After="3600"), status(500))
+    slow = Paused(client)
+    first, second = delivery_of(campaign.earn(reward)), delivery_of(campaign.earn(reward))
+    thread = threading.Thread(
+        target=lambda: RewardJob(other_database, slow, pool_size=1).process([second], deadline())
+    )
+    thread.start()
+    assert slow.reached.wait(20)
+    job.process([first], deadline())
+    slow.go_on.set()
+    thread.join()
+    assert [row[2] for row in attempts(campaign)] == [429, 500]
+    assert rest_of(campaign, endpoint) > timedelta(minutes=50)
+
+
+def test_an_endpoint_that_failed_in_a_pool_full_gets_no_more_of_the_batch(
+    database: Database, client: HttpsWebhookClient, campaign: Campaign, receiver: Receiver
+) -> None:
+    def answer(handler: Any) -> None:
+        status(503 if handler.path == "/fails" else 200)(handler)
+
+    receiver.answer(answer)
+    rewards = [
+        campaign.add_reward("webhook", campaign.add_endpoint(receiver.url(path=path)))
+        for path in ("/fails", "/works")
+    ]
+    failing, working = ([campaign.earn(reward) for _ in range(6)] for reward in rewards)
+    job = RewardJob(database, client, pool_size=2)
+    outcomes = job.process([delivery_of(id_) for id_ in (*failing, *working)], deadline())
+    assert outcomes[6:] == [Done()] * 6
+    tried, spared = campaign.connection.execute(
+        "SELECT count(*) FILTER (WHERE attempts = 1), count(*) FILTER (WHERE attempts = 0 AND claim_token IS NULL)"
+        " FROM campaign_jobs.user_rewards WHERE status = 'earned'"
+    ).fetchone() or (0, 0)
+    assert (tried, spared) == (2, 4)
+    assert [type(outcome) for outcome in outcomes[:6]].count(Retry) == 2
+    assert [type(outcome) for outcome in outcomes[:6]].count(Later) == 4
+    assert [request.path for request in receiver.requests].count("/fails") == 2
 
 
 def test_a_redirect_is_a_failure(job: RewardJob, receiver: Receiver, user_reward: uuid.UUID) -> None:
@@ -193,11 +292,9 @@ def test_410_disables_the_endpoint_parks_and_enabling_emits_again(
     with database.transaction() as connection:
         assert release_parked(connection) == 0
     campaign.connection.execute("UPDATE campaign_jobs.webhook_endpoints SET status = 'enabled'")
-    assert campaign.endpoint(endpoint, "consecutive_failures, failing_since, disabled_reason") == (
-        0,
-        None,
-        None,
-    )
+    assert campaign.endpoint(
+        endpoint, "consecutive_failures, failing_since, rests_until, disabled_reason"
+    ) == (0, None, None, None)
     with database.transaction() as connection:
         assert release_parked(connection) == 2
         assert release_parked(connection) == 0

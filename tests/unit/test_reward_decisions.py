@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign_jobs.reward.decisions import (
+    FIRST_REST,
     RETRY_SCHEDULE,
     DeliverByEmail,
     DeliverByWebhook,
     Endpoint,
     Hold,
     Park,
+    Rest,
     UserReward,
+    after_rest,
     decide,
     is_delivered,
     retry_delay,
@@ -36,6 +39,7 @@ ENDPOINT = Endpoint(
     status="enabled",
     disabled_reason=None,
     consecutive_failures=0,
+    rests_until=None,
 )
 
 
@@ -115,6 +119,20 @@ def test_a_hold_of_a_blocked_user_waits_for_the_case(method: str) -> None:
 def test_a_disabled_endpoint_parks_with_its_reason() -> None:
     disabled = replace(ENDPOINT, status="disabled", disabled_reason="it answered 410 Gone")
     assert decide(user_reward(endpoint=disabled)) == Park("it answered 410 Gone")
+
+
+def test_an_endpoint_that_rests_is_left_alone_until_then() -> None:
+    assert decide(user_reward(endpoint=replace(ENDPOINT, rests_until=SOON))) == Rest(timedelta(seconds=40))
+    rested = replace(ENDPOINT, rests_until=NOW)
+    assert decide(user_reward(endpoint=rested)) == DeliverByWebhook(rested)
+    resting_and_disabled = replace(ENDPOINT, rests_until=SOON, status="disabled")
+    assert decide(user_reward(endpoint=resting_and_disabled)) == Park("the endpoint is disabled")
+
+
+@given(st.timedeltas(timedelta(), timedelta(days=1)), st.floats(0, 1))
+def test_who_waits_for_a_rest_comes_after_it_and_not_all_at_once(left: timedelta, jitter: float) -> None:
+    assert left <= after_rest(left, jitter) <= left + max(left, FIRST_REST)
+    assert after_rest(left, 1) - after_rest(left, 0) >= FIRST_REST
 
 
 def test_the_previous_secret_signs_until_its_end() -> None:

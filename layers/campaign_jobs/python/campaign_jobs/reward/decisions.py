@@ -30,6 +30,10 @@ GONE: Final = 410
 FAILURES_TO_DISABLE: Final = 10
 FAILING_TO_DISABLE: Final = timedelta(hours=24)
 
+# An endpoint that failed is left alone for half as long as it has been failing, between these two.
+FIRST_REST: Final = RETRY_SCHEDULE[0]
+LONGEST_REST: Final = timedelta(hours=1)
+
 MAIL_PATIENCE: Final = timedelta(days=1)
 """A mail that nobody has touched for so long may be dead without a word: who asks for the delivery gets another."""
 
@@ -48,6 +52,8 @@ class Endpoint:
     status: str
     disabled_reason: str | None
     consecutive_failures: int
+    rests_until: datetime | None
+    """Until when nothing is sent to it, since it failed or asked for that."""
 
     def secrets(self, now: datetime) -> list[str]:
         """The secrets in force, the current one first."""
@@ -110,7 +116,14 @@ class Park:
     reason: str
 
 
-Decision = DeliverByEmail | DeliverByWebhook | Hold | Park | Skipped | Later
+@dataclass(frozen=True)
+class Rest:
+    """Its endpoint has just failed, and is left alone for this long."""
+
+    left: timedelta
+
+
+Decision = DeliverByEmail | DeliverByWebhook | Hold | Park | Rest | Skipped | Later
 
 
 def decide(user_reward: UserReward) -> Decision:
@@ -139,6 +152,8 @@ def decide(user_reward: UserReward) -> Decision:
         return Skipped("manual delivery waits for an operator")
     if user_reward.endpoint.status == "disabled":
         return Park(user_reward.endpoint.disabled_reason or "the endpoint is disabled")
+    if user_reward.endpoint.rests_until is not None and user_reward.endpoint.rests_until > user_reward.now:
+        return Rest(user_reward.endpoint.rests_until - user_reward.now)
     return DeliverByWebhook(user_reward.endpoint)
 
 
@@ -150,6 +165,14 @@ def retry_delay(attempts_spent: int, retry_after: timedelta | None, jitter: floa
     """
     scheduled = RETRY_SCHEDULE[min(attempts_spent, len(RETRY_SCHEDULE) - 1)]
     return max(scheduled * (1 + RETRY_JITTER * jitter), retry_after or timedelta())
+
+
+def after_rest(left: timedelta, jitter: float) -> timedelta:
+    """The wait of a delivery whose endpoint rests for `left`; `jitter` is a random number from 0 to 1.
+
+    Spread over as much time again, so that whoever comes first finds out alone whether the endpoint is back.
+    """
+    return left + jitter * max(left, FIRST_REST)
 
 
 def is_delivered(status: int | None) -> bool:

@@ -23,11 +23,14 @@ from campaign_jobs.reward.decisions import (
     Endpoint,
     Hold,
     Park,
+    Rest,
     UserReward,
+    after_rest,
     decide,
     is_delivered,
     retry_delay,
 )
+from campaign_jobs.reward.endpoints import Attempt, Result
 from campaign_jobs.reward.webhooks.client import WebhookClient
 from campaign_jobs.reward.webhooks.message import body_of
 from campaign_jobs.reward.webhooks.signing import signed_headers
@@ -63,8 +66,7 @@ class _Posted:
     """One that was posted, or refused before."""
 
     webhook: _Webhook
-    attempt: store.Attempt
-    retry_after: timedelta | None
+    attempt: Attempt
 
 
 class RewardJob:
@@ -125,6 +127,8 @@ class RewardJob:
                     holds.append(delivery)
                 case Park(reason):
                     parkings.append((delivery, reason))
+                case Rest(left):
+                    outcomes[id_] = _once_rested(left)
                 case outcome:
                     outcomes[id_] = outcome
         outcomes |= self._hand_to_email(mails)
@@ -209,12 +213,17 @@ class RewardJob:
         claimed.sort(
             key=lambda item: (item.endpoint.consecutive_failures, item.endpoint.id, item.user_reward.id)
         )
-        for start in range(0, len(claimed), self._pool_size):
+        while claimed:
             if not self._has_time(deadline):
-                self._release(claimed[start:], claim)
+                self._release(claimed, claim)
                 break
-            posted = list(self._pool.map(self._post, claimed[start : start + self._pool_size]))
-            outcomes |= self._record(posted, claim)
+            poolful, claimed = claimed[: self._pool_size], claimed[self._pool_size :]
+            recorded, resting = self._record(list(self._pool.map(self._post, poolful)), claim)
+            outcomes |= recorded
+            if spared := [webhook for webhook in claimed if webhook.endpoint.id in resting]:
+                self._release(spared, claim)
+                outcomes |= {item.user_reward.id: _once_rested(resting[item.endpoint.id]) for item in spared}
+                claimed = [webhook for webhook in claimed if webhook.endpoint.id not in resting]
         return outcomes
 
     def _release(self, not_started: Sequence[_Webhook], claim: store.Claim) -> None:
@@ -230,38 +239,46 @@ class RewardJob:
         secrets = webhook.endpoint.secrets(attempted_at)
         headers = signed_headers(webhook.user_reward.id, body, secrets, attempted_at=attempted_at)
 
-        def attempt(
-            result: store.Result, status: int | None, error: str | None, duration: timedelta = timedelta()
-        ) -> store.Attempt:
-            return store.Attempt(
-                user_reward_id=webhook.user_reward.id,
-                endpoint_id=webhook.endpoint.id,
-                event_id=webhook.delivery.event.id,
-                result=result,
-                status_code=status,
-                error=error,
-                attempted_at=attempted_at,
-                duration=duration,
+        def posted(
+            result: Result,
+            status: int | None,
+            error: str | None,
+            duration: timedelta = timedelta(),
+            retry_after: timedelta | None = None,
+        ) -> _Posted:
+            return _Posted(
+                webhook,
+                Attempt(
+                    user_reward_id=webhook.user_reward.id,
+                    endpoint_id=webhook.endpoint.id,
+                    event_id=webhook.delivery.event.id,
+                    result=result,
+                    status_code=status,
+                    error=error,
+                    attempted_at=attempted_at,
+                    duration=duration,
+                    retry_after=retry_after,
+                ),
             )
 
         try:
             answer = self._client.post(webhook.endpoint.url, body, headers)
         except UnsafeTarget as error:
-            return _Posted(webhook, attempt("refused", None, str(error)), None)
+            return posted("refused", None, str(error))
         if is_delivered(answer.status):
-            return _Posted(webhook, attempt("delivered", answer.status, None, answer.duration), None)
-        return _Posted(
-            webhook,
-            attempt(
-                "gone" if answer.status == GONE else "failed",
-                answer.status,
-                answer.error or f"the endpoint answered {answer.status}",
-                answer.duration,
-            ),
+            return posted("delivered", answer.status, None, answer.duration)
+        return posted(
+            "gone" if answer.status == GONE else "failed",
+            answer.status,
+            answer.error or f"the endpoint answered {answer.status}",
+            answer.duration,
             answer.retry_after,
         )
 
-    def _record(self, posted: Sequence[_Posted], claim: store.Claim) -> dict[UUID, Outcome]:
+    def _record(
+        self, posted: Sequence[_Posted], claim: store.Claim
+    ) -> tuple[dict[UUID, Outcome], dict[UUID, timedelta]]:
+        """The outcomes, and the endpoints that rest from now on, each with how long."""
         rows = sorted(posted, key=lambda item: item.attempt.user_reward_id)
         parts, refused = in_batch(
             self._database,
@@ -270,7 +287,8 @@ class RewardJob:
         )
         settled = frozenset[UUID]().union(*(part.settled for part in parts))
         parked = frozenset[UUID]().union(*(part.parked for part in parts))
-        for endpoint_id in sorted(frozenset[UUID]().union(*(part.disabled_endpoints for part in parts))):
+        resting = {id_: left for part in parts for id_, left in part.endpoints.resting.items()}
+        for endpoint_id in sorted(frozenset[UUID]().union(*(part.endpoints.disabled for part in parts))):
             self._logger.warning("webhook endpoint disabled", extra={"endpoint_id": str(endpoint_id)})
         outcomes = {
             item.attempt.user_reward_id: _outcome(
@@ -278,10 +296,11 @@ class RewardJob:
             )
             for item in rows
         }
-        return outcomes | {
+        outcomes |= {
             item.attempt.user_reward_id: _refused("its result", refusal, claim.lasts)
             for item, refusal in refused
         }
+        return outcomes, resting
 
 
 def _refused(what: str, refusal: Refusal, after: timedelta | None = None) -> Outcome:
@@ -302,8 +321,12 @@ def _outcome(posted: _Posted, is_settled: bool, is_parked: bool) -> Outcome:
     if is_parked:
         return Skipped(f"parked: {reason}, and the endpoint is disabled")
     return Retry(
-        reason, retry_delay(posted.webhook.delivery.attempts_spent, posted.retry_after, random.random())
+        reason, retry_delay(posted.webhook.delivery.attempts_spent, attempt.retry_after, random.random())
     )
+
+
+def _once_rested(left: timedelta) -> Later:
+    return Later("the endpoint rests after a failure", after_rest(left, random.random()))
 
 
 def _id(delivery: RewardDelivery) -> UUID:

@@ -4,11 +4,10 @@ Claiming looks at holds, recording never does. What is recorded is guarded by th
 claim's owner settles it.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from psycopg.rows import dict_row
@@ -16,13 +15,9 @@ from psycopg.rows import dict_row
 from campaign_jobs import outbox
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.events import EmailEvent, EmailJobPayload
-from campaign_jobs.reward.decisions import (
-    FAILING_TO_DISABLE,
-    FAILURES_TO_DISABLE,
-    MAIL_PATIENCE,
-    Endpoint,
-    UserReward,
-)
+from campaign_jobs.reward import endpoints
+from campaign_jobs.reward.decisions import MAIL_PATIENCE, Endpoint, UserReward
+from campaign_jobs.reward.endpoints import Attempt, EndpointsFound
 
 FOLLOW_UP_NAMESPACE: Final = uuid5(NAMESPACE_URL, "campaign-jobs:reward")
 
@@ -47,7 +42,7 @@ SELECT
     rewards.id AS reward_id, rewards.name AS reward_name, rewards.type AS reward_type, rewards.delivery_method,
     endpoints.id AS endpoint_id, endpoints.url, endpoints.secret, endpoints.previous_secret,
     endpoints.previous_secret_until, endpoints.status AS endpoint_status, endpoints.disabled_reason,
-    endpoints.consecutive_failures
+    endpoints.consecutive_failures, endpoints.rests_until
 -- One row even where none of them is there, for the database's time.
 FROM (SELECT) AS always
 LEFT JOIN campaign_jobs.user_rewards ON user_rewards.id = ANY(%(ids)s)
@@ -138,33 +133,6 @@ FROM free WHERE user_rewards.id = free.id
 RETURNING user_rewards.id
 """  # noqa: S608 - constants of this module
 
-_COUNT_ENDPOINTS = """
-WITH changing AS (
-    SELECT id, tally.* FROM campaign_jobs.webhook_endpoints
-    JOIN unnest(%(endpoint_ids)s::uuid[], %(failures)s::integer[], %(delivered)s::boolean[])
-        AS tally (endpoint_id, failures, delivered) ON tally.endpoint_id = id
-    WHERE tally.failures > 0 OR consecutive_failures > 0
-    ORDER BY id FOR NO KEY UPDATE OF webhook_endpoints
-)
-UPDATE campaign_jobs.webhook_endpoints
-SET consecutive_failures = CASE WHEN delivered THEN 0 ELSE consecutive_failures + failures END,
-    failing_since = CASE WHEN NOT delivered THEN coalesce(failing_since, clock_timestamp()) END
-FROM changing WHERE webhook_endpoints.id = changing.id
-"""
-
-_DISABLE_ENDPOINTS = """
-UPDATE campaign_jobs.webhook_endpoints
-SET status = 'disabled', disabled_at = clock_timestamp(),
-    disabled_reason = CASE WHEN id = ANY(%(gone)s) THEN 'it answered 410 Gone'
-        ELSE format('it failed %%s times in a row since %%s', consecutive_failures,
-                    to_char(failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI "UTC"')) END
-WHERE id = ANY(%(failed)s) AND status = 'enabled'
-    AND (id = ANY(%(gone)s)
-        OR (consecutive_failures >= %(failures_to_disable)s
-            AND failing_since <= clock_timestamp() - %(failing_to_disable)s))
-RETURNING id
-"""
-
 _RECORD = """
 WITH mine AS (
     SELECT id FROM campaign_jobs.user_rewards
@@ -212,9 +180,6 @@ FROM given_up WHERE user_rewards.id = given_up.id
 """  # noqa: S608 - constants of this module
 
 
-Result = Literal["delivered", "failed", "gone", "refused"]
-
-
 @dataclass(frozen=True)
 class Claim:
     """The right of one invocation to deliver some user rewards for a while."""
@@ -224,28 +189,13 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One attempt to deliver a webhook, and what came of it."""
-
-    user_reward_id: UUID
-    endpoint_id: UUID
-    event_id: str
-    result: Result
-    """`gone` also disables the endpoint; `refused` was never sent and will never be as it is."""
-    status_code: int | None
-    error: str | None
-    attempted_at: datetime
-    duration: timedelta
-
-
-@dataclass(frozen=True)
 class Recorded:
     """What a recording found."""
 
     settled: frozenset[UUID]
     """The user rewards whose claim was still ours."""
     parked: frozenset[UUID]
-    disabled_endpoints: frozenset[UUID]
+    endpoints: EndpointsFound
 
 
 def load(connection: Connection, ids: Sequence[UUID]) -> tuple[datetime, dict[UUID, UserReward]]:
@@ -321,13 +271,13 @@ def record(connection: Connection, attempts: Sequence[Attempt], claim: Claim) ->
         "durations": [int(attempt.duration.total_seconds() * 1000) for attempt in attempts],
         "status_codes": [attempt.status_code for attempt in attempts],
     }
-    disabled = _count_for_endpoints(connection, attempts)
+    found = endpoints.count(connection, attempts)
     rows = connection.execute(_RECORD, parameters).fetchall()
     connection.execute(_RECORD_ATTEMPTS, parameters)
     return Recorded(
         settled=frozenset(row[0] for row in rows),
         parked=frozenset(row[0] for row in rows if row[1]),
-        disabled_endpoints=disabled,
+        endpoints=found,
     )
 
 
@@ -335,37 +285,6 @@ def give_up(connection: Connection, reasons: Sequence[tuple[UUID, str]]) -> None
     """Mark user rewards as failed, each with the reason; those missing or otherwise settled stay as they are."""
     by_id = dict(reasons)
     connection.execute(_GIVE_UP, {"ids": list(by_id), "reasons": list(by_id.values())})
-
-
-def _count_for_endpoints(connection: Connection, attempts: Sequence[Attempt]) -> frozenset[UUID]:
-    """Keep the endpoints' counts of failures, disable those that failed too long, and return the disabled ones."""
-    results: defaultdict[UUID, list[str]] = defaultdict(list)
-    for attempt in attempts:
-        if attempt.result != "refused":
-            results[attempt.endpoint_id].append(attempt.result)
-    if not results:
-        return frozenset()
-    connection.execute(
-        _COUNT_ENDPOINTS,
-        {
-            "endpoint_ids": list(results),
-            "failures": [len(found) - found.count("delivered") for found in results.values()],
-            "delivered": ["delivered" in found for found in results.values()],
-        },
-    )
-    failed = [id_ for id_, found in results.items() if set(found) != {"delivered"}]
-    if not failed:
-        return frozenset()
-    rows = connection.execute(
-        _DISABLE_ENDPOINTS,
-        {
-            "failed": failed,
-            "gone": [id_ for id_, found in results.items() if "gone" in found],
-            "failures_to_disable": FAILURES_TO_DISABLE,
-            "failing_to_disable": FAILING_TO_DISABLE,
-        },
-    ).fetchall()
-    return frozenset(row[0] for row in rows)
 
 
 def _user_reward(row: dict[str, Any]) -> UserReward:
@@ -381,5 +300,6 @@ def _user_reward(row: dict[str, Any]) -> UserReward:
 
 _ENDPOINT_COLUMNS: Final = (
     "url", "secret", "previous_secret", "previous_secret_until", "disabled_reason", "consecutive_failures",
+    "rests_until",
 )  # fmt: skip
 _USER_REWARD_COLUMNS: Final = tuple(item.name for item in fields(UserReward) if item.name != "endpoint")
