@@ -104,11 +104,14 @@ def _bulk_lane_ends(rest: Rest) -> None:
 def _released_before(connection: Connection) -> list[Any]:
     campaign = MailCampaign(connection)
     user = campaign.add_user()
-    event = campaign.event("welcome", user)
+    user_reward = campaign.earn(campaign.add_reward("email"), user)
+    connection.execute("UPDATE campaign_jobs.user_rewards SET status = 'delivering'")
+    event = campaign.event("reward_earned", user, user_reward_id=str(user_reward))
     connection.execute(
-        "INSERT INTO campaign_jobs.email_messages (event_id, type, campaign_id, user_id, once_key, status, reason)"
-        " VALUES (%s, 'welcome', %s, %s, %s, 'released', 'SES failed')",
-        (event["id"], campaign.id, user, f"welcome:{user}"),
+        "INSERT INTO campaign_jobs.email_messages"
+        " (event_id, type, campaign_id, user_id, user_reward_id, once_key, status, reason)"
+        " VALUES (%s, 'reward_earned', %s, %s, %s, %s, 'released', 'SES failed')",
+        (event["id"], campaign.id, user, user_reward, f"reward_earned:{user_reward}"),
     )
     return [retried(event, attempts=1)]
 
@@ -116,6 +119,7 @@ def _released_before(connection: Connection) -> list[Any]:
 def _released_before_ends(rest: Rest) -> None:
     assert _messages(rest) == {PEOPLE[0]: "accepted"}
     assert rest.outside.mails == Counter(PEOPLE[:1])
+    assert rest.rows("SELECT status FROM campaign_jobs.user_rewards") == [("delivered",)]
 
 
 def _last_attempt(connection: Connection) -> list[Any]:
