@@ -20,6 +20,7 @@ from campaign_jobs.worker.outcomes import Done, Outcome, Rejected, Retry
 from local.aws import AccountSettings, Answer, AwsStandIn, ScriptLine
 from local.aws.mails import Mail as KeptMail
 from local.aws.mails import read_mails
+from tests.integration.conftest import SENDER_DOMAIN
 from tests.integration.email_campaign import (
     DEFAULT_SENDER,
     UNSUBSCRIBE_LINKS,
@@ -267,10 +268,10 @@ def mail(*, foreign_sender: bool = False) -> Mail:
     )
 
 
-def answered(code: str, status: int, *, foreign_sender: bool = False) -> Any:
+def answered(code: str, status: int, *, foreign_sender: bool = False, message: str = "…") -> Any:
     sender = SesSender(pool_size=1, configuration_set="campaign-jobs")
     with Stubber(sender._client) as stubber:
-        stubber.add_client_error("send_email", code, "…", status)
+        stubber.add_client_error("send_email", code, message, status)
         return sender.send(mail(foreign_sender=foreign_sender))
 
 
@@ -282,6 +283,7 @@ def answered(code: str, status: int, *, foreign_sender: bool = False) -> Any:
         ("LimitExceededException", 400, Throttled()),
         ("BadRequestException", 400, Refused("SES refused the mail: BadRequestException")),
         ("SomethingNew", 400, Refused("SES refused the mail: SomethingNew")),
+        ("", 413, Refused("SES refused the mail: 413")),
         ("InternalFailure", 500, Failed("SES failed: InternalFailure")),
         ("ServiceUnavailable", 503, Failed("SES failed: ServiceUnavailable")),
     ],
@@ -300,6 +302,12 @@ def test_what_an_error_of_ses_means_for_the_job(code: str, status: int, meaning:
         "AccessDeniedException",
         "ExpiredTokenException",
         "NotFoundException",
+        "InvalidSignatureException",
+        "SignatureDoesNotMatch",
+        "IncompleteSignature",
+        "MissingAuthenticationToken",
+        "OptInRequired",
+        "RequestExpired",
     ],
 )
 def test_the_accounts_troubles_stop_everything_and_a_campaigns_own_domain_only_its_mail(code: str) -> None:
@@ -311,6 +319,73 @@ def test_the_accounts_troubles_stop_everything_and_a_campaigns_own_domain_only_i
     else:
         with pytest.raises(SendingStopped, match=code):
             answered(code, 400, foreign_sender=True)
+
+
+NOT_VERIFIED = (
+    "Email address is not verified. The following identities failed the check in region EU-CENTRAL-1: "
+)
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    "identities",
+    [
+        DEFAULT_SENDER,
+        f"=?utf-8?b?TcO8bGxlcg==?= <{DEFAULT_SENDER.upper()}>",
+        f"person@example.org, Launch <{DEFAULT_SENDER}>, {DEFAULT_SENDER}",
+        f"{DEFAULT_SENDER}...",
+        SENDER_DOMAIN,
+    ],
+)
+def test_a_sender_of_ours_that_is_not_verified_stops_everything(identities: str) -> None:
+    with pytest.raises(SendingStopped, match="our sender is not verified"):
+        answered("MessageRejected", 400, message=NOT_VERIFIED + identities)
+    # A campaign's own is its own trouble.
+    refused = Refused("SES refused the mail: MessageRejected")
+    assert answered("MessageRejected", 400, message=NOT_VERIFIED + identities, foreign_sender=True) == refused
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    "message",
+    [
+        # In the sandbox.
+        NOT_VERIFIED + "person@example.org",
+        NOT_VERIFIED + f"not-{DEFAULT_SENDER}, {DEFAULT_SENDER}.example.org",
+        "Message contains a virus.",
+    ],
+)
+def test_a_mail_that_is_rejected_for_itself_stops_nothing(message: str) -> None:
+    assert answered("MessageRejected", 400, message=message) == Refused(
+        "SES refused the mail: MessageRejected"
+    )
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_is_not_let_in_for_a_reason_of_tomorrow_stops_everything_but_a_campaigns_own_sender(
+    status: int,
+) -> None:
+    with pytest.raises(SendingStopped, match="SomethingNew"):
+        answered("SomethingNew", status)
+    refused = Refused("SES does not let us send from the campaign's from_email: SomethingNew")
+    assert answered("SomethingNew", status, foreign_sender=True) == refused
+
+
+def test_a_domain_that_is_no_longer_verified_stops_the_batch_and_then_everything_goes_once(
+    job: EmailJob, campaign: MailCampaign, aws: AwsStandIn
+) -> None:
+    deliveries = [campaign.asks("verification", campaign.add_user()) for _ in range(7)]
+    client = boto3.client("sesv2")
+    client.delete_email_identity(EmailIdentity=SENDER_DOMAIN)
+    try:
+        with pytest.raises(SendingStopped, match="our sender is not verified"):
+            process(job, *deliveries)
+    finally:
+        client.create_email_identity(EmailIdentity=SENDER_DOMAIN)
+    assert campaign.statuses() == {"released": 7}
+    assert process(job, *deliveries) == [Done()] * 7
+    assert len(kept(aws, campaign)) == 7
 
 
 def test_where_nobody_listens_nothing_was_sent(aws: AwsStandIn, monkeypatch: pytest.MonkeyPatch) -> None:

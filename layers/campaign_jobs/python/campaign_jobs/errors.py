@@ -44,7 +44,7 @@ class QueueUnavailable(BatchStopped):
 
 
 class SendingStopped(BatchStopped):
-    """SES has stopped sending for the whole account (paused, suspended, or its domain is no longer verified)."""
+    """SES does not send for us: it has stopped the account, or refuses our sender or our credentials."""
 
 
 class UnknownLane(BatchStopped):

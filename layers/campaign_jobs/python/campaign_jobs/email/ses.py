@@ -1,5 +1,6 @@
 """Sending one mail through SES, and what its answers mean for the job."""
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,28 +81,29 @@ class EmailSender(Protocol):
         ...
 
 
+# Error codes, without the "Exception" that some of them end with.
 # https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendEmail.html#API_SendEmail_Errors
-_THROTTLES: Final = {
-    "TooManyRequestsException",
-    "Throttling",
-    "ThrottlingException",
-    "LimitExceededException",
-}
-_REFUSALS: Final = {"MessageRejected", "BadRequestException", "ValidationException"}
-# About the domain or the address that a mail is sent from.
-_SENDER_REFUSALS: Final = {"MailFromDomainNotVerifiedException", "AccessDeniedException", "AccessDenied"}
-# The account's troubles, not the mail's: the whole queue must wait, not die.
+# https://docs.aws.amazon.com/ses/latest/APIReference/CommonErrors.html
+_THROTTLES: Final = {"TooManyRequests", "Throttling", "LimitExceeded"}
+_REFUSALS: Final = {"MessageRejected", "BadRequest", "Validation"}
+# Perhaps about the domain or the address that a mail is sent from.
+_SENDER_REFUSALS: Final = {"MailFromDomainNotVerified", "AccessDenied", "NotAuthorized"}
+# The account's troubles or our credentials', not the mail's: the whole queue must wait, not die.
 _STOPS: Final = {
-    "SendingPausedException",
-    "AccountSuspendedException",
-    "MailFromDomainNotVerifiedException",
-    "NotFoundException",
-    "AccessDeniedException",
-    "AccessDenied",
-    "UnrecognizedClientException",
+    "SendingPaused",
+    "AccountSuspended",
+    "NotFound",
+    "UnrecognizedClient",
     "InvalidClientTokenId",
-    "ExpiredTokenException",
+    "ExpiredToken",
+    "InvalidSignature",
+    "SignatureDoesNotMatch",
+    "IncompleteSignature",
+    "MissingAuthenticationToken",
+    "OptInRequired",
+    "RequestExpired",
 }
+_NOT_LET_IN: Final = (401, 403)
 
 
 class SesSender:
@@ -209,19 +211,41 @@ class SesSender:
 
 
 def _meaning(response: Mapping[str, Any], mail: Mail) -> SendResult:
-    code = response.get("Error", {}).get("Code", "")
-    if code in _THROTTLES:
-        return Throttled()
-    if code in _SENDER_REFUSALS and mail.foreign_sender:
-        return Refused(f"SES does not let us send from the campaign's from_email: {code}")
-    if code in _STOPS:
-        raise SendingStopped(f"SES does not send for this account: {code}")
-    if code in _REFUSALS:
-        return Refused(f"SES refused the mail: {code}")
+    error = response.get("Error", {})
+    code = error.get("Code", "")
+    name = code.removesuffix("Exception")
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if name in _THROTTLES:
+        return Throttled()
+    if name in _STOPS:
+        raise SendingStopped(f"SES does not send for this account: {code}")
+    if name in _SENDER_REFUSALS or status in _NOT_LET_IN:
+        if mail.foreign_sender:
+            return Refused(f"SES does not let us send from the campaign's from_email: {code or status}")
+        raise SendingStopped(f"SES does not send for this account: {code or status}")
+    if (
+        name == "MessageRejected"
+        and not mail.foreign_sender
+        and _is_unverified(mail, error.get("Message", ""))
+    ):
+        raise SendingStopped("SES does not send for this account: our sender is not verified")
+    if name in _REFUSALS:
+        return Refused(f"SES refused the mail: {code}")
     if status is not None and 400 <= status < 500:
         return Refused(f"SES refused the mail: {code or status}")
     return Failed(f"SES failed: {code or status}")
+
+
+def _is_unverified(mail: Mail, message: str) -> bool:
+    """Whether SES says of the sender that it is not verified; in its sandbox it says that of recipients too.
+
+    "Email address is not verified. The following identities failed the check in region EU-CENTRAL-1: Name <address>,
+    address", with dots at the end where some are left out.
+    https://docs.aws.amazon.com/ses/latest/dg/troubleshoot-error-messages.html
+    """
+    sender = mail.sender.lower()
+    named = {word.strip(".") for word in re.split(r"[\s,<>]+", message.lower())}
+    return "not verified" in message and (sender in named or sender.rpartition("@")[2] in named)
 
 
 def _text(data: str) -> dict[str, str]:
