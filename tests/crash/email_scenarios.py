@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 from uuid import UUID
 
+from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Connection
 from tests.crash.aws import MAX_SEND_RATE
 from tests.crash.scenario import Rest, Scenario, retried
@@ -127,12 +128,17 @@ def _last_attempt(connection: Connection) -> list[Any]:
     user = campaign.add_user()
     user_reward = campaign.earn(campaign.add_reward("email"), user)
     connection.execute("UPDATE campaign_jobs.user_rewards SET status = 'delivering'")
-    return [retried(campaign.event("reward_earned", user, user_reward_id=str(user_reward)), attempts=7)]
+    return [
+        retried(
+            campaign.event("reward_earned", user, user_reward_id=str(user_reward)),
+            attempts=EMAIL.max_attempts - 1,
+        )
+    ]
 
 
 def _last_attempt_ends(rest: Rest) -> None:
     ((reason,),) = rest.rows("SELECT last_error FROM campaign_jobs.user_rewards WHERE status = 'failed'")
-    assert reason.endswith("(gave up after 8 attempts)")
+    assert reason.endswith(f"(gave up after {EMAIL.max_attempts} attempts)")
     assert _messages(rest) == {PEOPLE[0]: f"failed: {reason}"}
     assert len(rest.outside.dead_letters) == 1
     assert not rest.outside.mails

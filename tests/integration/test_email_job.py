@@ -15,7 +15,7 @@ from campaign_jobs.catalog import MAX_VALUE_BYTES
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
 from campaign_jobs.email.job import POOLFUL_SECONDS, EmailJob
-from campaign_jobs.email.ses import Failed, Mail, Refused, SendResult, Throttled, Unknown
+from campaign_jobs.email.ses import Failed, Mail, Refused, SendResult, Throttled, Unknown, Unreached
 from campaign_jobs.errors import DatabaseUnavailable, RateExhausted, RateUnknown, SendingStopped
 from campaign_jobs.events import EVENT_ADAPTER, EmailEvent, as_value
 from campaign_jobs.worker.delivery import Delivery
@@ -625,6 +625,38 @@ def test_a_stop_fails_the_batch_records_what_went_and_releases_the_rest(
     sender.answer = lambda mail: None
     assert process(job, *deliveries) == [Done()] * 25
     assert set(sender.sent.values()) == {1}
+
+
+@pytest.mark.parametrize("size", [1, 12])
+def test_where_ses_cannot_be_reached_the_batch_waits_and_spends_nothing(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender, size: int
+) -> None:
+    deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(size)]
+    sender.answer = lambda mail: Unreached("SES was not reached: ConnectTimeoutError")
+    with pytest.raises(SendingStopped, match="SES is not reached"):
+        process(job, *deliveries)
+    assert campaign.statuses() == {"released": size}
+    sender.answer = lambda mail: None
+    assert process(job, *deliveries) == [Done()] * size
+    assert set(sender.sent.values()) == {1}
+
+
+def test_one_mail_that_does_not_reach_ses_where_others_do_is_retried(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(3)]
+    address = campaign.address(deliveries[1].event.data.user_id)
+    sender.answer = lambda mail: Unreached("not reached") if mail.recipient == address else None
+    assert process(job, *deliveries) == [Done(), Retry("not reached"), Done()]
+
+
+def test_mails_that_ses_fails_spend_their_attempts_though_all_fail(
+    job: EmailJob, campaign: MailCampaign, sender: RecordingSender
+) -> None:
+    """They may be the cause themselves, and kept by Kafka they would keep their partition for ever."""
+    deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(3)]
+    sender.answer = lambda mail: Failed("SES failed: 500")
+    assert process(job, *deliveries) == [Retry("SES failed: 500")] * 3
 
 
 def test_an_answer_that_never_came_keeps_the_claim(

@@ -13,7 +13,7 @@ from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import ses as ses_module
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.rendering import RenderedEmail
-from campaign_jobs.email.ses import Accepted, Failed, Mail, Refused, SesSender, Throttled, Unknown
+from campaign_jobs.email.ses import Accepted, Failed, Mail, Refused, SesSender, Throttled, Unknown, Unreached
 from campaign_jobs.email.tags import message_tag
 from campaign_jobs.errors import CampaignJobsError, RateUnknown, SendingStopped
 from campaign_jobs.worker.outcomes import Done, Outcome, Rejected, Retry
@@ -393,7 +393,7 @@ def test_where_nobody_listens_nothing_was_sent(aws: AwsStandIn, monkeypatch: pyt
         port = taken.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     sender = SesSender(pool_size=1, configuration_set=None)
-    assert sender.send(mail()) == Failed("SES was not reached: EndpointConnectionError")
+    assert sender.send(mail()) == Unreached("SES was not reached: EndpointConnectionError")
 
 
 def test_a_connection_that_breaks_on_the_way_leaves_it_open_whether_it_was_sent(

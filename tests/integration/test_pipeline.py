@@ -469,18 +469,18 @@ def test_a_retry_spends_attempts_up_to_the_last_and_a_redrive_counts_anew() -> N
         assert queue == url_of("RETRY_QUEUE_URL_EMAIL")
         body = json.loads(text)
         assert (body["attempts"], body["reason"]) == (attempt, "down")
-        assert 0 < delay <= 900
+        assert 0 < delay <= MAX_BACKOFF.total_seconds()
         assert not job.given_up
         assert job.batches[0][0].attempts_spent == attempt - 1
         body["not_before"] = "2025-01-01T00:00:00+00:00"
     counts, ((queue, text, _),), job = delivered(Retry("down"), body=body)
     assert counts == {"dead_lettered": 1}
     assert queue == url_of("DEAD_LETTER_QUEUE_URL_EMAIL")
-    reason = "down (gave up after 8 attempts)"
+    reason = f"down (gave up after {EMAIL.max_attempts} attempts)"
     assert job.given_up == [("good", reason)]
     letter = json.loads(text)
-    assert (letter["attempts"], letter["dead_letter"]["reason"]) == (8, reason)
-    assert (letter["dead_letter"]["attempts"], letter["offset"]) == (8, 40)
+    assert (letter["attempts"], letter["dead_letter"]["reason"]) == (EMAIL.max_attempts, reason)
+    assert (letter["dead_letter"]["attempts"], letter["offset"]) == (EMAIL.max_attempts, 40)
 
     with time_machine.travel(datetime(2030, 1, 1, tzinfo=UTC), tick=False):
         counts, ((queue, text, _),), job = delivered(Retry("down"), body=letter)
@@ -540,6 +540,12 @@ def test_the_backoff_grows_and_stays_within_its_bounds(spent: int, first: timede
     full = timedelta(seconds=min(first.total_seconds() * 2.0**spent, MAX_BACKOFF.total_seconds()))
     for _ in range(5):
         assert full * 0.499 <= backoff(spent, first) <= full
+
+
+def test_the_attempts_of_a_mail_outlast_two_hours_without_ses() -> None:
+    first_delay = settings_of(EMAIL).retry_first_delay
+    waits = [backoff(spent, first_delay) for spent in range(EMAIL.max_attempts - 1)]
+    assert timedelta(hours=2) < sum(waits, timedelta()) < timedelta(hours=5)
 
 
 # Messages.

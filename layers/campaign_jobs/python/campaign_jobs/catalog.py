@@ -133,7 +133,8 @@ EMAIL: Final = EventJobType(
     ),
     timeout_seconds=120,
     memory_mb=512,
-    max_attempts=8,
+    # With the usual backoff they span more than two hours, and so outlast most of what SES may have.
+    max_attempts=14,
 )
 
 POSITION: Final = EventJobType(

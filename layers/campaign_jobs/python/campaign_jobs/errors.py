@@ -44,7 +44,7 @@ class QueueUnavailable(BatchStopped):
 
 
 class SendingStopped(BatchStopped):
-    """SES does not send for us: it has stopped the account, or refuses our sender or our credentials."""
+    """SES does not send for us: it is out of reach, has stopped the account, or refuses our sender or credentials."""
 
 
 class UnknownLane(BatchStopped):

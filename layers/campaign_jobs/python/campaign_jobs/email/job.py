@@ -42,6 +42,7 @@ from campaign_jobs.email.ses import (
     SendResult,
     Throttled,
     Unknown,
+    Unreached,
 )
 from campaign_jobs.email.unsubscribing.links import UnsubscribeLinks
 from campaign_jobs.errors import BatchStopped, RateExhausted, SendingStopped, TemplateError
@@ -262,6 +263,8 @@ class EmailJob:
                     break
                 poolful, waiting = waiting[:granted], waiting[granted:]
                 answers = self._send_side_by_side(poolful)
+                if all(isinstance(answer, Unreached) for answer in answers):
+                    answers = [SendingStopped("SES is not reached")] * len(answers)
                 stopped = next((answer for answer in answers if isinstance(answer, BatchStopped)), None)
                 answered = list(zip(poolful, answers, strict=True))
                 throttled = [item for item, answer in answered if isinstance(answer, Throttled)]

@@ -57,6 +57,11 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Unreached(Failed):
+    """SES could not even be connected to, so that it is not about the mail."""
+
+
+@dataclass(frozen=True)
 class Unknown:
     """No answer came: it may have been sent or not."""
 
@@ -179,7 +184,7 @@ class SesSender:
         except ClientError as error:
             return _meaning(error.response, mail)
         except (ConnectTimeoutError, EndpointConnectionError) as error:
-            return Failed(f"SES was not reached: {type(error).__name__}")
+            return Unreached(f"SES was not reached: {type(error).__name__}")
         except (
             CredentialRetrievalError,
             NoCredentialsError,
