@@ -6,10 +6,10 @@ from aws_cdk import Duration
 from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
-RETENTION: Final = Duration.days(14)
+from campaign_jobs.catalog import QUEUE_RETENTION_DAYS, RETRY_MAX_RECEIVES
+
+RETENTION: Final = Duration.days(QUEUE_RETENTION_DAYS)
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
-# The most that SQS takes. Attempts are counted inside the message; this catches what escapes that count.
-MAX_RECEIVES: Final = 1_000
 
 
 def create_queue(
@@ -19,7 +19,7 @@ def create_queue(
     name: str,
     visibility_timeout_seconds: int | None = None,
     dead_letter_queue: sqs.Queue | None = None,
-    max_receives: int = MAX_RECEIVES,
+    max_receives: int = RETRY_MAX_RECEIVES,
 ) -> sqs.Queue:
     return sqs.Queue(
         scope,

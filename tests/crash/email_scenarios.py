@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 from uuid import UUID
 
+from campaign_jobs import catalog
 from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Connection
 from tests.crash.aws import MAX_SEND_RATE
@@ -204,6 +205,16 @@ def _one_dead_letter(rest: Rest) -> None:
     assert len(rest.outside.dead_letters) == 1
 
 
+def _one_verification_again(connection: Connection) -> list[Any]:
+    return [retried(_three_verifications(connection)[0], attempts=1)]
+
+
+def _sent_and_nobody_lost(rest: Rest) -> None:
+    assert rest.rows("SELECT status FROM campaign_jobs.email_messages") == [("accepted",)]
+    assert list(rest.outside.mails.values()) == [1]
+    assert not rest.outside.dead_letters
+
+
 SCENARIOS = [
     Scenario(
         name="email: a batch with every outcome",
@@ -252,6 +263,15 @@ SCENARIOS = [
         seed=_three_verifications,
         account=["disabled"],
         expect=_all_sent,
+    ),
+    Scenario(
+        name="email: the account has been stopped for so long that SQS would give up",
+        function="email",
+        source="retry queue",
+        seed=_one_verification_again,
+        account=["disabled"],
+        receives=catalog.RETRY_MAX_RECEIVES - 1,
+        expect=_sent_and_nobody_lost,
     ),
     Scenario(
         name="email: the rate cannot be learned at first",

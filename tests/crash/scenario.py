@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Scenario:
     lane: str | None = None
     """The lane that it comes by, where the job type has several."""
     remaining_ms: int = PLENTY_MS
+    receives: int = 1
+    """How often SQS has handed out a message of the retry queue, the first invocation's included."""
     late_after: tuple[str, int] | None = None
     """A boundary's label and how many times it is reached; then the time is over. Not within a wait of psycopg's."""
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -169,7 +172,7 @@ class Run:
                 return _from_kafka(self._deliveries)
             case "retry queue":
                 (body,) = self._deliveries
-                return _from_queue(body)
+                return _from_queue(body, self._scenario.receives)
             case "own queue" | "schedule":
                 (event,) = self._deliveries
                 return dict(event)
@@ -298,8 +301,11 @@ def _as_bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
-def _from_queue(body: str) -> dict[str, Any]:
-    return {"Records": [{"messageId": "message", "eventSource": "aws:sqs", "body": body}]}
+def _from_queue(body: str, receives: int = 1) -> dict[str, Any]:
+    sent = str(round(time.time() * 1000))
+    attributes = {"ApproximateReceiveCount": str(receives), "SentTimestamp": sent}
+    message = {"messageId": "message", "eventSource": "aws:sqs", "body": body, "attributes": attributes}
+    return {"Records": [message]}
 
 
 def _in_time(text: str) -> str:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import logging
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -216,7 +217,8 @@ def from_kafka(*values: bytes | None, timestamp: int = 1_735_732_800_000) -> dic
 
 def from_sqs(body: dict[str, Any] | str) -> dict[str, Any]:
     text = body if isinstance(body, str) else json.dumps(body)
-    return {"Records": [{"messageId": "1", "body": text, "attributes": {"ApproximateReceiveCount": "1"}}]}
+    attributes = {"ApproximateReceiveCount": "1", "SentTimestamp": str(round(time.time() * 1000))}
+    return {"Records": [{"messageId": "1", "body": text, "attributes": attributes}]}
 
 
 # Every record has one owner.

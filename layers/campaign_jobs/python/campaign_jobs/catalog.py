@@ -10,6 +10,10 @@ TOPIC_PARTITIONS: Final = 10
 MAX_VALUE_BYTES: Final = 262_144
 """The longest record value we take. Kafka's own limit is for the compressed batch, so it cannot stand in for this."""
 
+QUEUE_RETENTION_DAYS: Final = 14
+RETRY_MAX_RECEIVES: Final = 1_000
+"""The most that SQS takes. Attempts are counted inside the message; this catches what escapes that count."""
+
 HEARTBEAT_EVENT_TYPE: Final = "campaign-jobs.heartbeat"
 
 DEFAULT_TOPIC: Final = "job-events"

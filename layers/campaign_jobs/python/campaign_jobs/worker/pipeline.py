@@ -122,6 +122,7 @@ class Pipeline:
         self._logger.set_correlation_id(context.aws_request_id)
         deadline = Deadline.of_invocation(context.get_remaining_time_in_millis)
         now = datetime.now(UTC)
+        lane: Lane | None = None
         try:
             lane = lane_of(self._job_type, context.invoked_function_arn)
             counts: Counter[str] = Counter()
@@ -137,7 +138,11 @@ class Pipeline:
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(self._job_type.name, {"batch_stopped": 1})
-            raise
+            if lane is None or not (
+                renewed := self._settler.renew(event, self._settings.retry_queue_url(lane))
+            ):
+                raise
+            return {"renewed": renewed}
         publish_batch(self._job_type, counts, time.monotonic() - started)
         return counts
 

@@ -1,15 +1,17 @@
 """What happens after a job's outcomes: retry queue, dead letters, logs, counts. Nothing else sends to a queue."""
 
+import json
 import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from aws_lambda_powertools import Logger
 
+from campaign_jobs import catalog
 from campaign_jobs.catalog import EventJobType
 from campaign_jobs.worker.messages import Received, body_of, dead_letter_of, dead_letter_of_unreadable
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
@@ -78,6 +80,24 @@ class Settler:
             [Outgoing(retry_queue_url, body_of(replace(item, isolated=True))) for item in received]
         )
 
+    def renew(self, event: dict[str, Any], retry_queue_url: str) -> int:
+        """Send messages of the retry queue again as they are where a stop has brought them close to what SQS allows.
+
+        Each time that a batch is stopped costs a receive, and a message that was received too often would become a
+        dead letter without a reason. Returns how many were sent, or 0 where the event's messages can wait. Raises
+        QueueUnavailable.
+        """
+        records = event.get("Records", [])
+        if not any(_is_worn(record["attributes"]) for record in records):
+            return 0
+        try:
+            bodies = [json.loads(record["body"]) for record in records]
+        except (ValueError, RecursionError):
+            return 0
+        self._queues.send([Outgoing(retry_queue_url, body) for body in bodies])
+        self._logger.warning("messages renewed", extra={"messages": len(bodies)})
+        return len(bodies)
+
     def reject_unreadable(self, body: str, reason: str, *, now: datetime) -> None:
         """Keep a message of our retry queue that nobody can read, as it came. Raises QueueUnavailable."""
         dead_letter = dead_letter_of_unreadable(body, job_type=self._job_type.name, reason=reason, now=now)
@@ -121,6 +141,15 @@ class Settler:
         }
         log = self._logger.warning if isinstance(item.outcome, (Retry, Rejected)) else self._logger.info
         log("event settled", extra={name: value for name, value in fields.items() if value is not None})
+
+
+def _is_worn(attributes: dict[str, str]) -> bool:
+    """Whether a message has used up half of its receives, or of the time that its queue keeps it."""
+    sent = datetime.fromtimestamp(int(attributes["SentTimestamp"]) / 1000, UTC)
+    return (
+        int(attributes["ApproximateReceiveCount"]) > catalog.RETRY_MAX_RECEIVES / 2
+        or datetime.now(UTC) - sent > timedelta(days=catalog.QUEUE_RETENTION_DAYS) / 2
+    )
 
 
 def _count_name(outcome: Outcome) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from campaign_jobs import events
-from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, UNROUTABLE
+from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, UNROUTABLE, Lane
 from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, NotOurs
 from campaign_jobs.observability import logger_of, publish_metrics
@@ -50,6 +50,7 @@ class Unroutable:
         self._logger.set_correlation_id(context.aws_request_id)
         now = datetime.now(UTC)
         counts: Counter[str] = Counter()
+        lane: Lane | None = None
         try:
             lane = lane_of(UNROUTABLE, context.invoked_function_arn)
             deadline = Deadline.of_invocation(context.get_remaining_time_in_millis)
@@ -63,7 +64,11 @@ class Unroutable:
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
             publish_metrics(UNROUTABLE.name, {"batch_stopped": 1})
-            raise
+            if lane is None or not (
+                renewed := self._settler.renew(event, self._settings.retry_queue_url(lane))
+            ):
+                raise
+            return {"renewed": renewed}
         publish_batch(UNROUTABLE, counts, time.monotonic() - started)
         return counts
 
