@@ -19,7 +19,7 @@ from campaign_jobs.errors import DatabaseUnavailable, QueueUnavailable
 from campaign_jobs.relay.job import Relay, RelayReport
 from campaign_jobs.testing import RecordingProducer
 from campaign_jobs.worker.delivery import Coordinates, Delivery
-from campaign_jobs.worker.isolation import KILLED_ALONE
+from campaign_jobs.worker.isolation import KILLED_ALONE, MAX_UNFINISHED_STARTS
 from campaign_jobs.worker.messages import Received, body_of
 from campaign_jobs.worker.outcomes import Done, Outcome, Retry
 from campaign_jobs.worker.pipeline import Pipeline
@@ -299,25 +299,57 @@ def test_without_the_database_nothing_begins(
     assert not queues.sent
 
 
-def test_a_marker_left_by_an_outage_costs_only_the_way_through_the_retry_queue(
+def through_outage(
+    pipeline: Pipeline, job: ScriptedJob, outage: Callable[[], Any], source: dict[str, Any], last: str
+) -> None:
+    """An invocation that does its work, and in the midst of which the database goes away until after its end."""
+    gone = outage()
+
+    def goes_away(delivery: Delivery[Any]) -> Outcome:
+        if delivery.event.id == last:
+            gone.__enter__()
+        return Done()
+
+    job.outcome = goes_away
+    # What the invocation has done stays done, whatever cannot be removed.
+    counts = pipeline.handle(source, Context())
+    job.outcome = lambda delivery: Done()
+    gone.__exit__(None, None, None)
+    assert set(counts) == {"processed"}
+
+
+def test_what_an_outage_left_behind_is_made_up_for_by_the_process_s_next_invocation(
     pipeline: Pipeline,
     job: ScriptedJob,
     queues: RecordingQueues,
     outage: Callable[[], Any],
     database_url: str,
 ) -> None:
-    gone = outage()
+    # As often as a killer may start alone, and once more.
+    for _ in range(MAX_UNFINISHED_STARTS + 1):
+        through_outage(pipeline, job, outage, from_sqs(message_of(7)), "7")
+    through_outage(pipeline, job, outage, batch(40, 44), "44")
+    with outage(), pytest.raises(DatabaseUnavailable):
+        pipeline.handle(batch(40, 44), Context())
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        assert left(connection) == (1, 0)
+        # Still remembered.
+        assert pipeline.handle(batch(40, 44), Context()) == {"processed": 5}
+        assert left(connection) == (0, 0)
+    assert not queues.sent
 
-    def goes_away(delivery: Delivery[Any]) -> Outcome:
-        if delivery.event.id == "44":
-            gone.__enter__()
-            job.outcome = lambda delivery: Done()
-        return Done()
 
-    # What the invocation has done stays done, whatever cannot be removed.
-    job.outcome = goes_away
-    assert pipeline.handle(batch(40, 44), Context()) == {"processed": 5}
-    gone.__exit__(None, None, None)
+def test_a_marker_left_by_an_outage_costs_only_the_way_through_the_retry_queue(
+    pipeline: Pipeline,
+    job: ScriptedJob,
+    queues: RecordingQueues,
+    outage: Callable[[], Any],
+    database: Database,
+    database_url: str,
+) -> None:
+    through_outage(pipeline, job, outage, batch(40, 44), "44")
+    # Another process.
+    pipeline = Pipeline(EMAIL, job, settings_of(EMAIL), database, queues=queues)
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert left(connection) == (1, 0)
         assert pipeline.handle(batch(40, 44), Context()) == {"isolated": 5}

@@ -9,7 +9,8 @@ Two invocations that mark the same records at the same moment do not see each ot
 doubled delivery like any other; if either is killed its marker stays, and the next delivery finds it. An invocation
 that is still at work, and whose marker is taken away, goes on to its end; its records then come from the retry queue as
 well. Nor do doubled messages of one record make a killer of it: a lane works on two at once, which is one unfinished
-start for each.
+start for each. An orderly end that could not be written down, because the database was gone, is written down by the
+process's next invocation; only where there is none, a start is spent that ended well.
 """
 
 from collections import Counter
@@ -93,6 +94,8 @@ class Isolation:
         self._settings = settings
         self._settler = settler
         self._logger = logger
+        # What orderly ends could not remove, because the database was gone.
+        self._left_behind: list[tuple[LiteralString, list[Any]]] = []
 
     def records_of(
         self, event: dict[str, Any], lane: Lane, *, now: datetime, counts: Counter[str]
@@ -102,6 +105,9 @@ class Isolation:
         What is not to be worked on is settled and added to `counts`. Entering raises DatabaseUnavailable or
         QueueUnavailable; leaving passes on what the block raises, and raises nothing of its own.
         """
+        left_behind, self._left_behind = self._left_behind, []
+        for statement, parameters in left_behind:
+            self._end(statement, parameters)
         group = lane.consumer_group(self._settings.kafka_job_consumer_group)
         of_event = self._of_kafka if "records" in event else self._of_retry_queue
         return of_event(event, group, self._settings.retry_queue_url(lane), now, counts)
@@ -204,7 +210,9 @@ class Isolation:
             with self._database.transaction() as connection:
                 connection.execute(statement, parameters)
         except (DatabaseUnavailable, psycopg.Error) as error:
-            # What the invocation has done is done. What is left behind costs only the way through the retry queue.
+            # What the invocation has done is done. The process's next invocation tries again; where there is none, a
+            # marker costs only the way through the retry queue, and a count one of the starts.
+            self._left_behind.append((statement, parameters))
             self._logger.warning("marker left behind", extra={"error": type(error).__name__})
 
 
