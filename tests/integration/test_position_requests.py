@@ -14,6 +14,7 @@ from psycopg import IsolationLevel
 
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.events import PositionEvent, parse
+from campaign_jobs.position import job as job_module
 from campaign_jobs.position import run as run_module
 from campaign_jobs.position.job import RUN_RESERVE_SECONDS, PositionJob
 from campaign_jobs.position.run import Run, recalculate
@@ -289,13 +290,36 @@ def test_without_time_for_a_run_the_event_is_handed_on_with_its_request_kept(
 ) -> None:
     campaign = Campaign(connection)
     campaign.add_users(2)
-    event = delivery(campaign.id)
+    events = [delivery(campaign.id) for _ in range(3)]
     job = PositionJob(database)
     near = Deadline.of_invocation(lambda: int(RUN_RESERVE_SECONDS * 1000) - 1)
-    assert [type(outcome) for outcome in job.process([event], near)] == [Later]
-    assert (campaign.runs(), campaign.waiting()) == (0, 2)
-    assert job.process([event], far_deadline()) == [Done()]
+    # One comes again for all: their requests are there.
+    assert [type(outcome) for outcome in job.process(events, near)] == [Later, Done, Done]
+    assert (campaign.runs(), campaign.waiting()) == (0, 4)
+    assert job.process(events[:1], far_deadline()) == [Done()]
     assert (campaign.runs(), campaign.waiting()) == (1, 0)
+
+
+def test_a_run_that_takes_too_long_is_tried_again_by_one_event_for_all(
+    database: Database, database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "RUN_RESERVE_SECONDS", 0.0)
+    campaign, other = Campaign(connection), Campaign(connection)
+    for each in (campaign, other):
+        each.add_users(2)
+    events = [delivery(id_) for id_ in (campaign.id, other.id) for _ in range(3)]
+    with psycopg.connect(database_url) as blocking:
+        blocking.execute("LOCK TABLE campaign_jobs.user_positions IN EXCLUSIVE MODE")
+        outcomes = PositionJob(database).process(events, Deadline.of_invocation(lambda: 500))
+    kinds = {
+        id_: [type(outcome) for outcome in outcomes[at : at + 3]]
+        for at, id_ in ((0, campaign.id), (3, other.id))
+    }
+    first, second = sorted(kinds)
+    assert kinds == {first: [Retry, Done, Done], second: [Later, Done, Done]}
+    assert (campaign.waiting(), other.waiting()) == (4, 4)
+    assert PositionJob(database).process([events[0], events[3]], far_deadline()) == [Done(), Done()]
+    assert (campaign.waiting(), other.waiting()) == (0, 0)
 
 
 def test_a_campaign_that_cannot_be_ranked_is_tried_again_and_does_not_stop_another(
@@ -307,9 +331,11 @@ def test_a_campaign_that_cannot_be_ranked_is_tried_again_and_does_not_stop_anoth
     connection.execute(
         f"ALTER TABLE campaign_jobs.user_positions ADD CHECK (campaign_id <> '{broken.id}')"  # type: ignore[arg-type]
     )
-    outcomes = PositionJob(database).process([delivery(broken.id), delivery(well.id)], far_deadline())
-    assert isinstance(outcomes[0], Retry) and outcomes[1] == Done()
-    assert (broken.waiting(), well.waiting()) == (2, 0)
+    outcomes = PositionJob(database).process(
+        [delivery(id_) for id_ in (broken.id, well.id, broken.id)], far_deadline()
+    )
+    assert isinstance(outcomes[0], Retry) and outcomes[1:] == [Done(), Done()]
+    assert (broken.waiting(), well.waiting()) == (3, 0)
 
 
 def test_requests_that_wait_with_nobody_running_are_asked_for_once_a_minute(

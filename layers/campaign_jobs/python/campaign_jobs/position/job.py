@@ -62,7 +62,9 @@ class PositionJob:
             for delivery in deliveries
             if delivery.event.data.campaign_id in existing and delivery.event.id not in refused
         }
-        by_campaign = {campaign_id: self._run(campaign_id, deadline) for campaign_id in sorted(wanted)}
+        by_campaign: dict[UUID, Outcome] = {
+            campaign_id: self._run(campaign_id, deadline) for campaign_id in sorted(wanted)
+        }
         outcomes: list[Outcome] = []
         for delivery in deliveries:
             campaign_id = delivery.event.data.campaign_id
@@ -70,6 +72,8 @@ class PositionJob:
                 outcomes.append(_refused(refused[delivery.event.id]))
             elif campaign_id in by_campaign:
                 outcomes.append(by_campaign[campaign_id])
+                # Where it has to be tried again, one event does it for all: their requests are committed.
+                by_campaign[campaign_id] = Done()
             else:
                 outcomes.append(wait_for_missing(delivery, f"campaign {campaign_id}", self._patience))
         return outcomes
