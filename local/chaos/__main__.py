@@ -17,7 +17,7 @@ from typing import Final
 import psycopg
 from rich.console import Console
 
-from campaign_jobs.email.job import POOLFUL_SECONDS
+from campaign_jobs.email.sending import POOLFUL_SECONDS
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs.position.job import RUN_RESERVE_SECONDS
 from campaign_jobs.reward.job import RECORDING_SECONDS

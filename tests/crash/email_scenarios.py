@@ -223,7 +223,7 @@ SCENARIOS = [
         seed=_first_lane,
         ses={PEOPLE[3]: ["reject", "for ever"], PEOPLE[4]: ["throttle"]},
         expect=_first_lane_ends,
-        constants={"campaign_jobs.email.job:FIRST_PAUSE_SECONDS": 0.0},
+        constants={"campaign_jobs.email.sending:FIRST_PAUSE_SECONDS": 0.0},
     ),
     Scenario(
         name="email: the bulk lane",

@@ -15,7 +15,7 @@ import pytest
 
 from campaign_jobs.catalog import EVENT_JOB_TYPES, UNROUTABLE
 from campaign_jobs.database.connection import Connection
-from campaign_jobs.email.job import POOLFUL_SECONDS
+from campaign_jobs.email.sending import POOLFUL_SECONDS
 from campaign_jobs.errors import InvocationTooShort, OutOfTime, QueueUnavailable
 from campaign_jobs.position.job import RUN_RESERVE_SECONDS
 from campaign_jobs.reward.job import RECORDING_SECONDS

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from campaign_jobs.catalog import MAX_VALUE_BYTES
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
-from campaign_jobs.email.job import POOLFUL_SECONDS, EmailJob
+from campaign_jobs.email.job import EmailJob
+from campaign_jobs.email.sending import POOLFUL_SECONDS
 from campaign_jobs.email.ses import Failed, Mail, Refused, SendResult, Throttled, Unknown, Unreached
 from campaign_jobs.errors import DatabaseUnavailable, RateExhausted, RateUnknown, SendingStopped
 from campaign_jobs.events import EVENT_ADAPTER, EmailEvent, as_value

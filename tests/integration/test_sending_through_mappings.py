@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Connection
-from campaign_jobs.email.job import POOLFUL_SECONDS
+from campaign_jobs.email.sending import POOLFUL_SECONDS
 from campaign_jobs.worker.pipeline import SETTLING_SECONDS
 from local.aws import AccountSettings, AwsStandIn
 from local.aws.mails import read_mails
