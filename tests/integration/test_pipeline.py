@@ -32,8 +32,9 @@ from campaign_jobs.catalog import (
 )
 from campaign_jobs.database.batches import Refusal
 from campaign_jobs.database.connection import Database
-from campaign_jobs.errors import DatabaseUnavailable, QueueUnavailable, UnknownLane
+from campaign_jobs.errors import DatabaseUnavailable, OutOfTime, QueueUnavailable, UnknownLane
 from campaign_jobs.settings import BY_FUNCTION, EventJobSettings
+from campaign_jobs.worker import pipeline as pipeline_module
 from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
 from campaign_jobs.worker.messages import (
     MAX_UNREADABLE_CHARACTERS,
@@ -43,8 +44,8 @@ from campaign_jobs.worker.messages import (
     read_body,
 )
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
-from campaign_jobs.worker.pipeline import Pipeline, lane_of
-from campaign_jobs.worker.queues import Outgoing, SqsQueues
+from campaign_jobs.worker.pipeline import SETTLING_SECONDS, Pipeline, lane_of
+from campaign_jobs.worker.queues import SEND_SECONDS, Outgoing, SqsQueues
 from campaign_jobs.worker.settle import MAX_BACKOFF, backoff
 from campaign_jobs.worker.unroutable import Unroutable
 from local.aws import AwsStandIn
@@ -763,6 +764,32 @@ def test_what_cannot_be_written_down_for_now_is_not_given_up_for_now(
     body["not_before"] = "2025-01-01T00:00:00+00:00"
     assert pipeline.handle(from_sqs(body), Context()) == {"dead_lettered": 1}
     assert ("1", "never") in job.given_up
+
+
+def test_giving_up_leaves_the_queues_their_time(
+    pipeline: Pipeline, job: ScriptedJob, queues: RecordingQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "GIVING_UP_SECONDS", 0.5)
+    ending = Deadline.of_invocation(lambda: round((SETTLING_SECONDS + 1) * 1000))
+
+    class Ending(Context):
+        def get_remaining_time_in_millis(self) -> int:
+            return round(ending.remaining_seconds() * 1000)
+
+    def waits_for_a_lock(_: object) -> None:
+        with database().transaction() as connection:
+            connection.execute("LOCK TABLE campaign_jobs.user_rewards")
+
+    job.outcome = lambda delivery: Rejected("never")
+    monkeypatch.setattr(job, "give_up", waits_for_a_lock)
+    with database().transaction() as connection:
+        url = connection.info.dsn
+    with psycopg.connect(url) as service:
+        service.execute("LOCK TABLE campaign_jobs.user_rewards")
+        with pytest.raises(OutOfTime):
+            pipeline.handle(from_kafka(value_of(event())), Ending())
+    assert ending.remaining_seconds() > SEND_SECONDS
+    assert not queues.sent
 
 
 def test_every_line_about_a_record_has_its_ids_and_nothing_of_its_payload(

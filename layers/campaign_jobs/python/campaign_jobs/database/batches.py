@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 MAX_REPEATS = 5
 LONG_WAITS: Final = 20
-"""How many parts of a batch wait for a tenth of a second in vain, before the others wait for a hundredth."""
+"""How many parts of a batch wait for a tenth of a second in vain, before the others hardly wait at all."""
 
 # A deadlock or a serialization failure that repeating did not help, a lock that somebody else keeps for long, and a
 # statement that took too long, which may be for the sake of one row.
@@ -68,7 +68,7 @@ def in_batch(
     def patiently(connection: Connection, part: Sequence[Row]) -> Result:
         if in_vain:
             # A thousand rows that somebody keeps are two thousand parts, and all have to fit into an invocation.
-            connection.execute(_LOCK_TIMEOUT, ["100ms" if in_vain <= LONG_WAITS else "10ms"])
+            connection.execute(_LOCK_TIMEOUT, ["100ms" if in_vain <= LONG_WAITS else "1ms"])
         return work(connection, part)
 
     def run(part: Sequence[Row]) -> tuple[list[Result], list[tuple[Row, Refusal]]]:

@@ -22,7 +22,9 @@ from campaign_jobs.worker.progress import publish_batch, publish_retry_age, stor
 from campaign_jobs.worker.queues import SEND_SECONDS, Queues, SqsQueues
 from campaign_jobs.worker.settle import Settlement, Settler, spent
 
-SETTLING_SECONDS: Final = SEND_SECONDS + 1.0
+GIVING_UP_SECONDS: Final = 8.0
+"""The longest that a job writes down what it gives up: a wait for a lock, and the search for the rows it is about."""
+SETTLING_SECONDS: Final = GIVING_UP_SECONDS + SEND_SECONDS + 1.0
 """What is kept back of an invocation for settling a full batch: a job must have ended by then."""
 GIVING_UP_WAIT: Final = timedelta(minutes=1)
 
@@ -186,7 +188,10 @@ class Pipeline:
             for item, outcome in zip(batch, final, strict=True)
             if isinstance(outcome, Rejected)
         ]
-        postponed = self._give_up(given_up) if given_up else {}
+        postponed: dict[str, Outcome] = {}
+        if given_up:
+            with self._database.within(deadline.earlier(-GIVING_UP_SECONDS)):
+                postponed = self._give_up(given_up)
         settlements += [
             self._settlement(item, postponed.get(item.delivery.event.id, outcome))
             for item, outcome in zip(batch, final, strict=True)
