@@ -10,7 +10,7 @@ from tests.crash.scenario import Rest, Scenario
 from tests.crash.schedule_scenarios import TICK
 from tests.integration.email_campaign import MailCampaign
 
-ONE_ROUND_MS = 9_000
+ONE_ROUND_MS = 24_000
 """Less than what makes it look again."""
 
 

@@ -33,7 +33,7 @@ ELSEWHERE: Final = {
     "kafka_connection:KafkaConnection.close": "a service's; relay keeps its connection",
     "reward.webhooks.transport:_BoundedSocket.send": "a part of the webhook request",
     "reward.webhooks.transport:_PinnedConnection._connect_to_any": "a part of the webhook request; says nothing yet",
-    "producer": "for services, which call it from their own code; relay publishes by JobProducer.publish",
+    "producer": "for services, which call it from their own code; relay publishes by JobProducer.submit",
 }
 """Calls that no job makes, or that change nothing, by function or module, each with the reason."""
 

@@ -5,11 +5,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from psycopg.errors import SerializationFailure
 
 from campaign_jobs import outbox
 from campaign_jobs.catalog import MAX_VALUE_BYTES, TOPIC_PARTITIONS
@@ -40,7 +42,16 @@ class RecordingPublisher:
         self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def publish(self, messages: Messages) -> None:
+    def submit(self, messages: Messages) -> "Future[None]":
+        acknowledged: Future[None] = Future()
+        try:
+            self._publish(messages)
+            acknowledged.set_result(None)
+        except PublishError as error:
+            acknowledged.set_exception(error)
+        return acknowledged
+
+    def _publish(self, messages: Messages) -> None:
         with self._lock:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
@@ -159,7 +170,7 @@ def test_a_crash_between_publishing_and_marking_repeats_under_the_same_id(
         def __init__(self, producer: JobProducer) -> None:
             self._producer = producer
 
-        def publish(self, messages: Messages) -> None:
+        def submit(self, messages: Messages) -> "Future[None]":
             self._producer.publish(messages)
             raise Crash
 
@@ -193,6 +204,34 @@ def test_only_what_kafka_acknowledged_is_marked(
         published=len(left), rounds=1
     )
     assert sorted(publisher.ids) == [f"event-{number}" for number in range(5)]
+
+
+def test_a_broker_that_acknowledges_nothing_does_not_outlast_the_invocation(
+    database: Database,
+    another_database: Database,
+    publisher: RecordingPublisher,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    acknowledged: Future[None] = Future()
+    too_late = threading.Timer(10, acknowledged.set_result, [None])
+
+    class Silent:
+        def submit(self, _: Messages) -> "Future[None]":
+            too_late.start()
+            return acknowledged
+
+    monkeypatch.setattr(relay_module, "ENDING_SECONDS", 2.0)
+    outbox.enqueue(connection, [welcome()])
+    ending = deadline(3)
+    with pytest.raises(PublishError, match="not acknowledged in time"):
+        Relay(database, Silent()).run(ending)
+    too_late.cancel()
+    assert 1 < ending.remaining_seconds() <= 2
+    assert unpublished(connection) == ["event-0"]
+    # The lease was given back in time as well.
+    assert Lease(another_database, "relay").take()
+    assert Relay(database, publisher).round().published == 1
 
 
 def test_a_backlog_goes_out_in_order_and_in_portions(
@@ -513,6 +552,31 @@ def test_position_requests_that_nobody_runs_for_are_asked_for_again_once_a_minut
     assert relay.round().positions_requested == 0, "a minute must pass"
     (event,) = publisher.published
     assert (event["type"], event["data"]["campaign_id"]) == ("job.position.recalculate", str(campaign.id))
+
+
+def test_what_a_conflict_rolled_back_is_done_when_the_round_is_repeated(
+    relay: Relay, campaign: MailCampaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, conflicts = relay_module.forget_left_behind, [SerializationFailure("on purpose")]
+
+    def conflicting(connection: Connection) -> int:
+        if conflicts:
+            raise conflicts.pop()
+        return forget(connection)
+
+    monkeypatch.setattr(relay_module, "forget_left_behind", conflicting)
+    campaign.connection.execute(
+        "INSERT INTO campaign_jobs.position_requests (campaign_id, created_at)"
+        " VALUES (%s, now() - interval '1 minute')",
+        (campaign.id,),
+    )
+    campaign.connection.execute(
+        "INSERT INTO campaign_jobs.user_rewards (id, campaign_id, user_id, reward_id, status, mail_asked_at)"
+        " SELECT gen_random_uuid(), %s, %s, %s, 'delivering', now() - interval '23 days'",
+        (campaign.id, campaign.add_user(), campaign.add_reward("email")),
+    )
+    report = relay.round()
+    assert (report.positions_requested, report.forgotten_rewards_failed) == (1, 1)
 
 
 def test_what_cannot_come_back_does_not_keep_the_outbox_waiting(

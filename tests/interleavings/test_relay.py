@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -30,10 +31,13 @@ class SteppedPublisher:
     side: Side
     published: list[str]
 
-    def publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
+    def submit(self, messages: Sequence[tuple[str, bytes]]) -> "Future[None]":
         self.side.reaches("Kafka is asked")
         self.published += [json.loads(value)["id"] for _, value in messages]
         self.side.reaches("Kafka acknowledges")
+        acknowledged: Future[None] = Future()
+        acknowledged.set_result(None)
+        return acknowledged
 
 
 @pytest.fixture

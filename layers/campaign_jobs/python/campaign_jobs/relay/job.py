@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Final, Protocol
 
 from campaign_jobs.catalog import MAX_VALUE_BYTES, RELAY
 from campaign_jobs.database.batches import repeat_on_conflict
-from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.database.connection import Database
 from campaign_jobs.email.store import release_parked as release_parked_mails
 from campaign_jobs.errors import PublishError
 from campaign_jobs.fraud.cases import release_unheld
@@ -29,8 +30,10 @@ WAITED_TOO_LONG: Final = timedelta(seconds=15)
 PUBLISH_AT_ONCE: Final = 1_000
 PUBLISH_BYTES_AT_ONCE: Final = 4 * 2**20
 """A portion ends with the event that reaches this, and the function's memory holds a few copies of it."""
-UNTIL_DEADLINE_SECONDS: Final = 10.0
-"""What is left when it stops looking, enough for a round that is under way."""
+UNTIL_DEADLINE_SECONDS: Final = 25.0
+"""What is left when it stops looking, enough for a round that is under way, and for connecting to Kafka in it."""
+ENDING_SECONDS: Final = 7.0
+"""What publishing leaves of an invocation: for marking what was acknowledged, the lease, and what the handler does."""
 
 # Row by row, so that what the portion leaves out is not read. As text, because services write these rows too: Python
 # reads no number of thousands of digits, and it is for the event's owner to say so.
@@ -60,8 +63,11 @@ UPDATE campaign_jobs.outbox SET refused = %s WHERE id = ANY (%s)
 class Publisher(Protocol):
     """Writes to the topic."""
 
-    def publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Publish (key, value) pairs; raises PublishError that names the positions of those not acknowledged."""
+    def submit(self, messages: Sequence[tuple[str, bytes]], /) -> "Future[None]":
+        """Begin to publish (key, value) pairs; this, or the future, raises PublishError.
+
+        That names the positions of those not acknowledged.
+        """
         ...
 
 
@@ -121,7 +127,7 @@ class Relay:
             while True:
                 before_round()
                 try:
-                    report = self.round(report, go_on=go_on)
+                    report = self.round(report, go_on=go_on, deadline=deadline)
                 finally:
                     after_round()
                 if not go_on():
@@ -131,25 +137,36 @@ class Relay:
             lease.give_back()
 
     def round(
-        self, report: RelayReport | None = None, *, go_on: Callable[[], bool] = lambda: True
+        self,
+        report: RelayReport | None = None,
+        *,
+        go_on: Callable[[], bool] = lambda: True,
+        deadline: Deadline | None = None,
     ) -> RelayReport:
         """Look once: bring back what may go on, then publish all that waits, as long as `go_on` says so."""
         report = report or RelayReport()
+        started = time.monotonic()
+        asks = started - self._positions_looked_at >= POSITIONS_EVERY_SECONDS
+        forgets = started - self._forgot_at >= FORGET_EVERY_SECONDS
         try:
             # Services write these rows too.
-            mails, webhooks, rewards, positions, (failed, forgotten) = repeat_on_conflict(
+            mails, webhooks, rewards, positions, failed, forgotten = repeat_on_conflict(
                 self._database,
                 lambda connection: (
                     release_parked_mails(connection, limit=PUBLISH_AT_ONCE),
                     release_parked_webhooks(connection),
                     release_unheld(connection),
-                    self._request_positions(connection),
-                    self._forget(connection),
+                    request_waiting(connection, older_than=WAITED_TOO_LONG) if asks else 0,
+                    fail_forgotten(connection) if forgets else 0,
+                    forget_left_behind(connection) if forgets else 0,
                 ),
             )
+            # Only now that it is committed: what a conflict rolls back is done again.
+            self._positions_looked_at = started if asks else self._positions_looked_at
+            self._forgot_at = started if forgets else self._forgot_at
         finally:
             # What cannot be brought back does not keep the rest from going out.
-            published, refused = self._publish_all(go_on)
+            published, refused = self._publish_all(go_on, deadline)
         return replace(
             report,
             published=report.published + published,
@@ -163,19 +180,7 @@ class Relay:
             rounds=report.rounds + 1,
         )
 
-    def _request_positions(self, connection: Connection) -> int:
-        if time.monotonic() - self._positions_looked_at < POSITIONS_EVERY_SECONDS:
-            return 0
-        self._positions_looked_at = time.monotonic()
-        return request_waiting(connection, older_than=WAITED_TOO_LONG)
-
-    def _forget(self, connection: Connection) -> tuple[int, int]:
-        if time.monotonic() - self._forgot_at < FORGET_EVERY_SECONDS:
-            return 0, 0
-        self._forgot_at = time.monotonic()
-        return fail_forgotten(connection), forget_left_behind(connection)
-
-    def _publish_all(self, go_on: Callable[[], bool]) -> tuple[int, int]:
+    def _publish_all(self, go_on: Callable[[], bool], deadline: Deadline | None) -> tuple[int, int]:
         published = refused = 0
         limits = {"rows": PUBLISH_AT_ONCE, "bytes": PUBLISH_BYTES_AT_ONCE}
         while True:
@@ -193,7 +198,7 @@ class Relay:
             failure: PublishError | None = None
             acknowledged = list(messages)
             try:
-                self._publisher.publish(list(messages.values()))
+                self._publish(list(messages.values()), deadline)
             except PublishError as error:
                 missing = set(error.unacknowledged) or set(range(len(messages)))
                 acknowledged = [id_ for number, id_ in enumerate(messages) if number not in missing]
@@ -207,6 +212,15 @@ class Relay:
             is_full = rows[-1][-1]
             if not is_full or not go_on():
                 return published, refused
+
+    def _publish(self, messages: Sequence[tuple[str, bytes]], deadline: Deadline | None) -> None:
+        acknowledged = self._publisher.submit(messages)
+        seconds = None if deadline is None else deadline.earlier(ENDING_SECONDS).remaining_seconds()
+        try:
+            acknowledged.result(seconds)
+        except TimeoutError:
+            # What Kafka takes all the same goes out once more, under the same id.
+            raise PublishError(f"{len(messages)} events were not acknowledged in time") from None
 
     def _refuse(self, ids: Sequence[int]) -> None:
         reason = f"the event is longer than the {MAX_VALUE_BYTES} bytes that a record's value may have"
