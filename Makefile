@@ -94,6 +94,9 @@ lock: $(DEV) ## Write the lock files from pyproject.toml (uv); ARGS=--upgrade ta
 	$(compile) -c requirements-dev.txt --group local -o local/requirements.txt
 	$(compile) -c requirements-dev.txt --group fuzz -o requirements-fuzz.txt
 
+authorities: $(CDK) ## Write the certificates of Amazon RDS's authorities from the npm package that carries them
+	@node infra/authorities.js > layers/campaign_jobs/python/campaign_jobs/database/rds-authorities.pem
+
 clean: ## Remove what these targets made, the environment included (Kafka's jars stay in the user's cache)
 	rm -rf $(VENV) $(FUZZ_VENV) .fuzz .local cdk.out node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

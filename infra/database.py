@@ -1,11 +1,12 @@
-"""PostgreSQL: Aurora Serverless v2, reached over TLS with the credentials of one secret."""
+"""PostgreSQL, the stack's own or one that is there, reached over TLS with the credentials of one secret."""
 
-from aws_cdk import Duration, RemovalPolicies, RemovalPolicy
+from aws_cdk import CfnResource, Duration, RemovalPolicies, RemovalPolicy
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_rds as rds
+from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from infra.environments import Environment
+from infra.environment_settings import Environment, ExistingDatabase, NewDatabase
 from infra.functions import JobFunction
 from infra.network import Network
 
@@ -13,6 +14,31 @@ from infra.network import Network
 class Database(Construct):
     def __init__(self, scope: Construct, id: str, *, environment: Environment, network: Network) -> None:
         super().__init__(scope, id)
+        self.cluster: rds.DatabaseCluster | None = None
+        """The stack's own; None where the database is there already."""
+        database = environment.database
+        if isinstance(database, ExistingDatabase):
+            self.secret = secretsmanager.Secret.from_secret_complete_arn(self, "Secret", database.secret_arn)
+            self.connections = ec2.Connections(
+                security_groups=[
+                    ec2.SecurityGroup.from_security_group_id(
+                        self, "SecurityGroup", database.security_group_id
+                    )
+                ],
+                default_port=ec2.Port.tcp(database.port),
+            )
+        else:
+            self.cluster = self._create(environment, database, network)
+            self.connections = self.cluster.connections
+            if self.cluster.secret is None:
+                raise TypeError("the cluster's credentials must come from a secret")
+            self.secret = self.cluster.secret
+        # Whoever connects needs what the schema is brought by; see `grant_connect`.
+        self.migrated: CfnResource | None = None
+
+    def _create(
+        self, environment: Environment, database: NewDatabase, network: Network
+    ) -> rds.DatabaseCluster:
         engine = rds.DatabaseClusterEngine.aurora_postgres(version=rds.AuroraPostgresEngineVersion.VER_17_9)
         security_group = ec2.SecurityGroup(
             self,
@@ -27,18 +53,18 @@ class Database(Construct):
                     "Reader", scale_with_writer=True, auto_minor_version_upgrade=True
                 )
             ]
-            if environment.database_reader
+            if database.reader
             else []
         )
-        self.cluster = rds.DatabaseCluster(
+        cluster = rds.DatabaseCluster(
             self,
             "Cluster",
             cluster_identifier=environment.resource_name("database"),
             engine=engine,
             writer=rds.ClusterInstance.serverless_v2("Writer", auto_minor_version_upgrade=True),
             readers=readers,
-            serverless_v2_min_capacity=environment.database_min_capacity,
-            serverless_v2_max_capacity=environment.database_max_capacity,
+            serverless_v2_min_capacity=database.min_capacity,
+            serverless_v2_max_capacity=database.max_capacity,
             vpc=network.vpc,
             vpc_subnets=ec2.SubnetSelection(subnets=network.database_subnets.subnets),
             security_groups=[security_group],
@@ -58,15 +84,18 @@ class Database(Construct):
         RemovalPolicies.of(self).apply(
             RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
         )
+        return cluster
 
     def grant_connect(self, function: JobFunction) -> None:
-        """Let a function in, and tell it where.
+        """Let a function in, tell it where, and keep it from its code's next version until the schema is there.
 
         The one place to change when functions get a database role of their own.
         """
-        secret = self.cluster.secret
-        if secret is None:
-            raise TypeError("the cluster's credentials must come from a secret")
-        secret.grant_read(function)
-        self.cluster.connections.allow_default_port_from(function, "PostgreSQL")
-        function.add_environment("DATABASE_SECRET_ARN", secret.secret_arn)
+        self.let_in(function)
+        if self.migrated is not None:
+            function.node.add_dependency(self.migrated)
+
+    def let_in(self, function: JobFunction) -> None:
+        self.secret.grant_read(function)
+        self.connections.allow_default_port_from(function, "PostgreSQL")
+        function.add_environment("DATABASE_SECRET_ARN", self.secret.secret_arn)

@@ -5,7 +5,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_ses as ses
 from constructs import Construct
 
-from infra.environments import Environment
+from infra.environment_settings import Environment
 
 
 class EmailIdentity(Construct):
@@ -22,12 +22,33 @@ class EmailIdentity(Construct):
             suppression_reasons=ses.SuppressionReasons.BOUNCES_AND_COMPLAINTS,
         )
         self._prefix = f"arn:{Aws.PARTITION}:ses:{Aws.REGION}:{Aws.ACCOUNT_ID}"
-        self._domain = environment.sender_domain
-        if environment.owns_email_identity:
-            identity = ses.EmailIdentity(self, "Domain", identity=ses.Identity.domain(self._domain))
+        sending = environment.sending
+        self._domain = sending.domain
+        self.dns_records: dict[str, str] = {}
+        """What the domain's DNS must carry, by a name for each."""
+        if sending.owns_identity:
+            mail_from = f"{sending.mail_from}.{sending.domain}"
+            identity = ses.EmailIdentity(
+                self,
+                "Domain",
+                identity=ses.Identity.domain(sending.domain),
+                mail_from_domain=mail_from,
+                # Until its records are there, mail leaves as if there were no MAIL FROM domain.
+                mail_from_behavior_on_mx_failure=ses.MailFromBehaviorOnMxFailure.USE_DEFAULT_VALUE,
+                dkim_signing=True,
+                feedback_forwarding=False,
+            )
             identity.apply_removal_policy(
                 RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
             )
+            self.dns_records = {
+                **{
+                    f"Dkim{number}": f"{record.name} CNAME {record.value}"
+                    for number, record in enumerate(identity.dkim_records, start=1)
+                },
+                "MailFromMx": f"{mail_from} MX 10 feedback-smtp.{Aws.REGION}.amazonses.com",
+                "MailFromSpf": f'{mail_from} TXT "v=spf1 include:amazonses.com ~all"',
+            }
 
     def grant_send(self, grantee: iam.IGrantable) -> None:
         """Let it send from our domain, and ask how fast the account may."""

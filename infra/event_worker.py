@@ -10,7 +10,7 @@ from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
 from campaign_jobs.catalog import EventJobType, Lane
-from infra.environments import Environment
+from infra.environment_settings import Environment
 from infra.functions import JobFunction
 from infra.kafka_cluster import KafkaCluster
 from infra.layers import Layers
@@ -106,8 +106,8 @@ class EventWorker(Construct):
             self,
             f"Mapping-{lane.name}",
             target=alias,
-            event_source_arn=kafka.cluster.ref,
-            kafka_topic=kafka.topic.topic_name,
+            event_source_arn=kafka.arn,
+            kafka_topic=kafka.topic_name,
             kafka_consumer_group_id=consumer_group,
             # LATEST could lose what is published while a mapping is made or changed.
             starting_position=lambda_.StartingPosition.TRIM_HORIZON,
@@ -116,8 +116,9 @@ class EventWorker(Construct):
             filters=None if pattern is None else [lambda_.FilterCriteria.filter(pattern)],
         )
         kafka.grant_consume(self.function, consumer_group)
-        # A mapping of a topic that is not there yet fails.
-        mapping.node.add_dependency(kafka.topic)
+        if kafka.topic is not None:
+            # A mapping of a topic that is not there yet fails.
+            mapping.node.add_dependency(kafka.topic)
 
     @staticmethod
     def _map_retry_queue(alias: lambda_.Alias, queue: sqs.Queue) -> None:

@@ -11,7 +11,7 @@ from constructs import Construct
 
 from campaign_jobs.catalog import FEEDBACK
 from infra.database import Database
-from infra.environments import Environment
+from infra.environment_settings import Environment
 from infra.functions import JobFunction
 from infra.layers import Layers
 from infra.network import Network

@@ -8,7 +8,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
-from infra.environments import Environment
+from infra.environment_settings import Environment
 from infra.layers import ARCHITECTURE, REPOSITORY, RUNTIME, Layers
 from infra.log_groups import create_log_group
 from infra.network import Network

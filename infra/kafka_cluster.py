@@ -1,13 +1,13 @@
 """The MSK cluster, its topic, and who may do what with them."""
 
-from aws_cdk import Aws, Fn, RemovalPolicies, RemovalPolicy, custom_resources
+from aws_cdk import Fn, RemovalPolicies, RemovalPolicy, custom_resources
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_msk as msk
 from constructs import Construct
 
 from campaign_jobs import catalog
-from infra.environments import Environment
+from infra.environment_settings import Environment, ExistingKafka, NewKafka
 from infra.log_groups import create_log_group
 from infra.network import Network
 
@@ -16,37 +16,54 @@ _RETENTION_HOURS = 7 * 24
 
 
 class KafkaCluster(Construct):
-    """An MSK cluster that speaks TLS and IAM only, with the one topic of all events."""
+    """An MSK cluster that speaks TLS and IAM, the stack's own or one that is there, and the topic of all events."""
 
     def __init__(self, scope: Construct, id: str, *, environment: Environment, network: Network) -> None:
         super().__init__(scope, id)
-        self._security_group = self._create_security_group(network)
+        kafka = environment.kafka
+        self.topic_name = environment.kafka_job_topic
+        self.topic: msk.CfnTopic | None = None
+        """What mappings wait for; None where the topic is there already."""
+        if isinstance(kafka, ExistingKafka):
+            security_group = ec2.SecurityGroup.from_security_group_id(
+                self, "SecurityGroup", kafka.security_group_id
+            )
+            self.arn, brokers = kafka.cluster_arn, "existing"
+            replication_factor = kafka.topic_replication_factor
+        else:
+            security_group = self._create_security_group(network)
+            self.arn = self._create_cluster(environment, kafka, network, security_group).ref
+            brokers, replication_factor = f"{kafka.brokers}-brokers", kafka.replication_factor
         self.connections = ec2.Connections(
-            security_groups=[self._security_group], default_port=ec2.Port.tcp(IAM_PORT)
+            security_groups=[security_group], default_port=ec2.Port.tcp(IAM_PORT)
         )
-        self.cluster = self._create_cluster(environment, network)
-        # Its retention and replicas are the brokers' defaults, because the cluster has no other topic.
-        self.topic = msk.CfnTopic(
-            self,
-            "Topic",
-            cluster_arn=self.cluster.ref,
-            topic_name=environment.kafka_job_topic,
-            partition_count=catalog.TOPIC_PARTITIONS,
-            replication_factor=environment.replication_factor,
-        )
+        if isinstance(kafka, NewKafka) or kafka.creates_topic:
+            # Its retention and replicas are the brokers' defaults in a cluster that has no other topic.
+            self.topic = msk.CfnTopic(
+                self,
+                "Topic",
+                cluster_arn=self.arn,
+                topic_name=self.topic_name,
+                partition_count=catalog.TOPIC_PARTITIONS,
+                replication_factor=replication_factor,
+            )
         RemovalPolicies.of(self).apply(
             RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
         )
         # Made after the policies above, which would reach into it: it holds nothing to keep.
-        self.bootstrap_brokers = self._look_up_bootstrap_brokers(environment)
+        self.bootstrap_brokers = self._look_up_bootstrap_brokers(environment, brokers)
+
+    @property
+    def topic_arn(self) -> str:
+        """Ends in topic/<cluster's name>/<its uuid>/<topic>."""
+        return self._arn_below("topic", self.topic_name)
 
     def grant_consume(self, grantee: iam.IGrantable, consumer_group: str) -> None:
         """What Lambda's event-source mapping does in the function's name.
 
         https://docs.aws.amazon.com/lambda/latest/dg/with-msk-permissions.html
         """
-        cluster_arn = self.cluster.ref
-        _allow(grantee, ["kafka:DescribeClusterV2", "kafka:GetBootstrapBrokers"], cluster_arn)
+        _allow(grantee, ["kafka:DescribeClusterV2", "kafka:GetBootstrapBrokers"], self.arn)
         _allow(
             grantee,
             [
@@ -54,29 +71,41 @@ class KafkaCluster(Construct):
                 "kafka-cluster:DescribeCluster",
                 "kafka-cluster:DescribeClusterDynamicConfiguration",
             ],
-            cluster_arn,
+            self.arn,
         )
-        _allow(grantee, ["kafka-cluster:DescribeTopic", "kafka-cluster:ReadData"], self.topic.ref)
+        _allow(grantee, ["kafka-cluster:DescribeTopic", "kafka-cluster:ReadData"], self.topic_arn)
         _allow(
             grantee,
             ["kafka-cluster:DescribeGroup", "kafka-cluster:AlterGroup"],
-            self._group_arn(consumer_group),
+            self._arn_below("group", consumer_group),
         )
 
     def grant_publish(self, grantee: iam.IGrantable) -> None:
         """What an idempotent producer needs."""
-        _allow(
-            grantee,
-            ["kafka-cluster:Connect", "kafka-cluster:DescribeCluster", "kafka-cluster:WriteDataIdempotently"],
-            self.cluster.ref,
-        )
-        _allow(grantee, ["kafka-cluster:DescribeTopic", "kafka-cluster:WriteData"], self.topic.ref)
+        for statement in self.publish_statements():
+            grantee.grant_principal.add_to_principal_policy(statement)
 
-    def _group_arn(self, consumer_group: str) -> str:
-        # A cluster's ARN ends in cluster/<name>/<uuid>, a group's in group/<name>/<uuid>/<group>.
-        parts = Fn.split("/", self.cluster.ref, 3)
-        prefix = f"arn:{Aws.PARTITION}:kafka:{Aws.REGION}:{Aws.ACCOUNT_ID}:group"
-        return Fn.join("/", [prefix, parts[1], parts[2], consumer_group])
+    def publish_statements(self) -> list[iam.PolicyStatement]:
+        return [
+            iam.PolicyStatement(
+                actions=[
+                    "kafka-cluster:Connect",
+                    "kafka-cluster:DescribeCluster",
+                    "kafka-cluster:WriteDataIdempotently",
+                ],
+                resources=[self.arn],
+            ),
+            iam.PolicyStatement(
+                actions=["kafka-cluster:DescribeTopic", "kafka-cluster:WriteData"],
+                resources=[self.topic_arn],
+            ),
+        ]
+
+    def _arn_below(self, kind: str, name: str) -> str:
+        # A cluster's ARN ends in cluster/<name>/<uuid>, those of its groups in group/<name>/<uuid>/<group>.
+        parts = Fn.split("/", self.arn, 3)
+        prefix = Fn.select(0, Fn.split(":cluster", parts[0]))
+        return Fn.join("/", [f"{prefix}:{kind}", parts[1], parts[2], name])
 
     def _create_security_group(self, network: Network) -> ec2.SecurityGroup:
         group = ec2.SecurityGroup(
@@ -92,7 +121,9 @@ class KafkaCluster(Construct):
         group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "Pollers to Lambda and STS")
         return group
 
-    def _create_cluster(self, environment: Environment, network: Network) -> msk.CfnCluster:
+    def _create_cluster(
+        self, environment: Environment, kafka: NewKafka, network: Network, security_group: ec2.ISecurityGroup
+    ) -> msk.CfnCluster:
         log_group = create_log_group(
             self,
             "BrokerLogs",
@@ -103,23 +134,21 @@ class KafkaCluster(Construct):
             self,
             "Configuration",
             name=environment.resource_name("kafka"),
-            server_properties=_server_properties(environment),
+            server_properties=_server_properties(kafka),
         )
         return msk.CfnCluster(
             self,
             "Cluster",
             cluster_name=environment.resource_name("kafka"),
-            kafka_version=environment.kafka_version,
-            number_of_broker_nodes=environment.kafka_brokers,
+            kafka_version=kafka.version,
+            number_of_broker_nodes=kafka.brokers,
             broker_node_group_info=msk.CfnCluster.BrokerNodeGroupInfoProperty(
                 client_subnets=network.private_subnets.subnet_ids,
-                instance_type=environment.kafka_instance_type,
+                instance_type=kafka.instance_type,
                 # Changing them replaces the cluster.
-                security_groups=[self._security_group.security_group_id],
+                security_groups=[security_group.security_group_id],
                 storage_info=msk.CfnCluster.StorageInfoProperty(
-                    ebs_storage_info=msk.CfnCluster.EBSStorageInfoProperty(
-                        volume_size=environment.kafka_volume_gib
-                    )
+                    ebs_storage_info=msk.CfnCluster.EBSStorageInfoProperty(volume_size=kafka.volume_gib)
                 ),
             ),
             client_authentication=msk.CfnCluster.ClientAuthenticationProperty(
@@ -144,23 +173,20 @@ class KafkaCluster(Construct):
             ),
         )
 
-    def _look_up_bootstrap_brokers(self, environment: Environment) -> str:
-        """The brokers' addresses, which CloudFormation does not return."""
+    def _look_up_bootstrap_brokers(self, environment: Environment, looked_up_for: str) -> str:
+        """The brokers' addresses, which CloudFormation does not return. Looked up when `looked_up_for` changes."""
         lookup = custom_resources.AwsCustomResource(
             self,
             "BootstrapBrokers",
             on_update=custom_resources.AwsSdkCall(
                 service="Kafka",
                 action="getBootstrapBrokers",
-                parameters={"ClusterArn": self.cluster.ref},
+                parameters={"ClusterArn": self.arn},
                 output_paths=["BootstrapBrokerStringSaslIam"],
-                # Looked up again when the list may have changed.
-                physical_resource_id=custom_resources.PhysicalResourceId.of(
-                    f"{environment.kafka_brokers}-brokers"
-                ),
+                physical_resource_id=custom_resources.PhysicalResourceId.of(looked_up_for),
             ),
             policy=custom_resources.AwsCustomResourcePolicy.from_statements(
-                [iam.PolicyStatement(actions=["kafka:GetBootstrapBrokers"], resources=[self.cluster.ref])]
+                [iam.PolicyStatement(actions=["kafka:GetBootstrapBrokers"], resources=[self.arn])]
             ),
             install_latest_aws_sdk=False,
             log_group=create_log_group(
@@ -173,11 +199,11 @@ class KafkaCluster(Construct):
         return lookup.get_response_field("BootstrapBrokerStringSaslIam")
 
 
-def _server_properties(environment: Environment) -> str:
+def _server_properties(kafka: NewKafka) -> str:
     properties = {
         "auto.create.topics.enable": "false",
-        "default.replication.factor": str(environment.replication_factor),
-        "min.insync.replicas": str(environment.min_insync_replicas),
+        "default.replication.factor": str(kafka.replication_factor),
+        "min.insync.replicas": str(kafka.min_insync_replicas),
         "unclean.leader.election.enable": "false",
         "log.retention.hours": str(_RETENTION_HOURS),
         # Group offsets must outlive the records, or a quiet mapping would start over after a pause.

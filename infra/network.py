@@ -1,27 +1,64 @@
 """The VPC that cluster, database and functions stand in."""
 
+from typing import Final
+
 from aws_cdk import Fn, RemovalPolicies, RemovalPolicy
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
-from infra.environments import Environment
+from infra.environment_settings import Environment, ExistingNetwork, NewNetwork
+
+_SECURE_PORT: Final = ec2.Port.tcp(443)
+# Receivers of webhooks may listen on any port that the guard of outgoing requests lets pass.
+WEBHOOK_PORTS: Final = ec2.Port.tcp_range(1024, 65535)
 
 
 class Network(Construct):
     """Public subnets hold nothing but NAT; functions and brokers are private; the database has no way out."""
 
+    vpc: ec2.IVpc
+
     def __init__(self, scope: Construct, id: str, *, environment: Environment) -> None:
         super().__init__(scope, id)
-        zones = environment.availability_zones
+        if isinstance(environment.network, ExistingNetwork):
+            self._take(environment.network)
+        else:
+            self._create(environment.network, retain=environment.retain_data)
+
+    def _take(self, existing: ExistingNetwork) -> None:
+        self.vpc = ec2.Vpc.from_vpc_attributes(
+            self,
+            "Vpc",
+            vpc_id=existing.vpc_id,
+            availability_zones=list(existing.availability_zones),
+            private_subnet_ids=list(existing.private_subnet_ids),
+            private_subnet_route_table_ids=list(existing.private_route_table_ids),
+            isolated_subnet_ids=list(existing.database_subnet_ids) or None,
+        )
+        self.private_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
+        self.database_subnets = (
+            self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)
+            if existing.database_subnet_ids
+            else self.private_subnets
+        )
+
+    def _create(self, new: NewNetwork, *, retain: bool) -> None:
         self.vpc = ec2.Vpc(
             self,
             "Vpc",
-            ip_addresses=ec2.IpAddresses.cidr("10.40.0.0/16"),
+            ip_addresses=ec2.IpAddresses.cidr(new.cidr),
             # Picked when deployed: knowing the zones' names at synthesis would need a look-up in the account.
-            availability_zones=[Fn.select(zone, Fn.get_azs()) for zone in range(zones)],
-            nat_gateways=environment.nat_gateways,
+            availability_zones=[Fn.select(zone, Fn.get_azs()) for zone in range(new.availability_zones)],
+            nat_gateways=new.nats,
+            nat_gateway_provider=self._nat_instance() if new.nat == "instance" else None,
             subnet_configuration=[
-                ec2.SubnetConfiguration(name="Public", subnet_type=ec2.SubnetType.PUBLIC, cidr_mask=24),
+                ec2.SubnetConfiguration(
+                    name="Public",
+                    subnet_type=ec2.SubnetType.PUBLIC,
+                    cidr_mask=24,
+                    # Whatever is started there by mistake is not reachable; NAT brings its own address.
+                    map_public_ip_on_launch=new.nat == "instance",
+                ),
                 ec2.SubnetConfiguration(
                     name="Private", subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS, cidr_mask=20
                 ),
@@ -29,11 +66,31 @@ class Network(Construct):
                     name="Database", subnet_type=ec2.SubnetType.PRIVATE_ISOLATED, cidr_mask=24
                 ),
             ],
+            # Costs nothing, and spares NAT what goes to S3.
+            gateway_endpoints={
+                "S3": ec2.GatewayVpcEndpointOptions(service=ec2.GatewayVpcEndpointAwsService.S3)
+            },
         )
+        if self._nat is not None:
+            for port, what in ((_SECURE_PORT, "AWS services and webhooks"), (WEBHOOK_PORTS, "Webhooks")):
+                self._nat.connections.allow_from(ec2.Peer.ipv4(new.cidr), port, what)
         self.private_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
         self.database_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)
-        if environment.retain_data:
-            # A cluster that outlives the stack keeps its interfaces in these; NAT gateways may go.
+        if retain:
+            # A cluster that outlives the stack keeps its interfaces in these; NAT may go.
             RemovalPolicies.of(self).apply(
                 RemovalPolicy.RETAIN, apply_to_resource_types=["AWS::EC2::VPC", "AWS::EC2::Subnet"]
             )
+
+    _nat: ec2.NatInstanceProviderV2 | None = None
+
+    def _nat_instance(self) -> ec2.NatInstanceProviderV2:
+        """The image's id comes from an SSM parameter of AWS when the stack is deployed."""
+        self._nat = ec2.NatInstanceProviderV2(
+            instance_type=ec2.InstanceType.of(ec2.InstanceClass.T4G, ec2.InstanceSize.NANO),
+            machine_image=ec2.MachineImage.latest_amazon_linux2023(
+                cpu_type=ec2.AmazonLinuxCpuType.ARM_64, edition=ec2.AmazonLinuxEdition.MINIMAL
+            ),
+            default_allowed_traffic=ec2.NatTrafficDirection.OUTBOUND_ONLY,
+        )
+        return self._nat

@@ -11,7 +11,7 @@ from aws_cdk import aws_lambda_destinations as destinations
 from constructs import Construct
 
 from campaign_jobs.catalog import ScheduledJobType
-from infra.environments import Environment
+from infra.environment_settings import Environment
 from infra.functions import JobFunction
 from infra.layers import Layers
 from infra.network import Network

@@ -1,18 +1,19 @@
 """The whole of one environment. Wiring only: what the parts are is said in their own files."""
 
-from aws_cdk import Stack
-from aws_cdk import aws_ec2 as ec2
+from aws_cdk import CfnOutput, Stack
 from constructs import Construct
 
 from campaign_jobs import catalog
 from infra.database import Database
 from infra.email_identity import EmailIdentity
-from infra.environments import Environment
+from infra.environment_settings import Environment
 from infra.event_worker import EventWorker
 from infra.feedback import Feedback
 from infra.kafka_cluster import KafkaCluster
 from infra.layers import Layers
-from infra.network import Network
+from infra.migrations import Migrations
+from infra.network import WEBHOOK_PORTS, Network
+from infra.producers import Producers
 from infra.scheduled_worker import ScheduledWorker
 from infra.unsubscribe import Unsubscribe
 
@@ -30,7 +31,18 @@ class CampaignJobsStack(Stack):
         self.layers = Layers(self, "Layers")
         self.kafka = KafkaCluster(self, "Kafka", environment=environment, network=self.network)
         self.database = Database(self, "Database", environment=environment, network=self.network)
+        self.migrations = Migrations(
+            self,
+            "Migrations",
+            environment=environment,
+            network=self.network,
+            layers=self.layers,
+            database=self.database,
+        )
         self.email_identity = EmailIdentity(self, "EmailIdentity", environment=environment)
+        self.producers = Producers(
+            self, "Producers", environment=environment, network=self.network, kafka=self.kafka
+        )
 
         pool_size = {"KAFKA_WORKER_POOL_SIZE": str(environment.kafka_worker_pool_size)}
         email = self._event_worker(catalog.EMAIL, **pool_size, **self._sending_variables())
@@ -67,10 +79,30 @@ class CampaignJobsStack(Stack):
         # A redriven record that has an owner by now goes to that owner's.
         for owner in (email, position, reward):
             unroutable.forward_to(owner)
-        # Receivers of webhooks may listen on any port that the guard of outgoing requests lets pass.
-        reward.function.connections.allow_to_any_ipv4(ec2.Port.tcp_range(1024, 65535), "Webhooks")
+        reward.function.connections.allow_to_any_ipv4(WEBHOOK_PORTS, "Webhooks")
         self.kafka.grant_publish(relay.function)
         self.kafka.connections.allow_default_port_from(relay.function, "Relay to brokers")
+        self._put_out(unsubscribe)
+
+    def _put_out(self, unsubscribe: Unsubscribe) -> None:
+        """What an operator needs to know of a deployed stack."""
+        values = {
+            "Brokers": (self.kafka.bootstrap_brokers, "KAFKA_BROKERS for producers, with KAFKA_AUTH=iam"),
+            "Topic": (self.kafka.topic_name, "KAFKA_JOB_TOPIC for producers"),
+            "ProducerPolicy": (self.producers.policy.managed_policy_arn, "For the roles of producers"),
+            "ProducerSecurityGroup": (
+                self.producers.security_group.security_group_id,
+                "For producers in this VPC",
+            ),
+            "DatabaseSecret": (self.database.secret.secret_arn, "Where PostgreSQL is, and its password"),
+            "UnsubscribeUrl": (unsubscribe.url, "Where unsubscribe links begin"),
+            **{
+                name: (record, "A record for the DNS of the sender's domain")
+                for name, record in {**self.email_identity.dns_records, **unsubscribe.dns_records}.items()
+            },
+        }
+        for name, (value, description) in values.items():
+            CfnOutput(self, name, value=value, description=description)
 
     def _event_worker(self, job_type: catalog.EventJobType, **variables: str) -> EventWorker:
         return EventWorker(
@@ -98,8 +130,8 @@ class CampaignJobsStack(Stack):
     def _sending_variables(self) -> dict[str, str]:
         environment = self.environment_settings
         variables = {
-            "DEFAULT_SENDER": environment.default_sender,
-            "SES_RATE_SHARE": str(environment.ses_rate_share),
+            "DEFAULT_SENDER": environment.sending.default_sender,
+            "SES_RATE_SHARE": str(environment.sending.rate_share),
             "SES_CONFIGURATION_SET": self.email_identity.configuration_set.configuration_set_name,
         }
         if environment.public_base_url is not None:

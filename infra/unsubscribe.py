@@ -1,12 +1,15 @@
 """The unsubscribe links' function, its URL, and the keys that sign and verify them."""
 
 from aws_cdk import RemovalPolicy
+from aws_cdk import aws_apigatewayv2 as apigatewayv2
+from aws_cdk import aws_apigatewayv2_integrations as integrations
+from aws_cdk import aws_certificatemanager as acm
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from campaign_jobs.catalog import UNSUBSCRIBE
-from infra.environments import Environment
+from infra.environment_settings import CustomDomain, Environment
 from infra.functions import JobFunction
 from infra.layers import Layers
 from infra.network import Network
@@ -43,13 +46,41 @@ class Unsubscribe(Construct):
             variables={},
         )
         self._let_read_keys(self.function)
+        self.dns_records: dict[str, str] = {}
+        """What the custom domain's DNS must carry, by a name for each."""
         # Open to all: mail providers and people call it without any credentials but the signed token (RFC 8058).
-        self._url = self.function.add_function_url(auth_type=lambda_.FunctionUrlAuthType.NONE)
+        domain = environment.unsubscribe_domain
+        self.url = (
+            self.function.add_function_url(auth_type=lambda_.FunctionUrlAuthType.NONE).url
+            if domain is None
+            else self._serve_at(domain)
+        )
+
+    def _serve_at(self, domain: CustomDomain) -> str:
+        """A function URL cannot carry a name of ours; an HTTP API can, and hands on events of the same format."""
+        name = apigatewayv2.DomainName(
+            self,
+            "DomainName",
+            domain_name=domain.name,
+            certificate=acm.Certificate.from_certificate_arn(self, "Certificate", domain.certificate_arn),
+        )
+        apigatewayv2.HttpApi(
+            self,
+            "Api",
+            api_name=self.function.function_name,
+            description="Unsubscribe links",
+            default_domain_mapping=apigatewayv2.DomainMappingOptions(domain_name=name),
+            default_integration=integrations.HttpLambdaIntegration("Integration", self.function),
+            # Whoever has the link knows the name; a second way in would only be one more to watch.
+            disable_execute_api_endpoint=True,
+        )
+        self.dns_records = {"UnsubscribeDomain": f"{domain.name} CNAME {name.regional_domain_name}"}
+        return f"https://{domain.name}"
 
     def let_sign(self, function: JobFunction) -> None:
         """Let a function make unsubscribe links."""
         self._let_read_keys(function)
-        function.add_environment("UNSUBSCRIBE_URL", self._url.url)
+        function.add_environment("UNSUBSCRIBE_URL", self.url)
 
     def _let_read_keys(self, function: JobFunction) -> None:
         self._keys.grant_read(function)

@@ -215,6 +215,19 @@ FEEDBACK: Final = QueueJobType(
 
 UNSUBSCRIBE: Final = WebFunction(name="unsubscribe", timeout_seconds=30, memory_mb=256)
 
+
+@dataclass(frozen=True)
+class DeploymentFunction:
+    """A function that a deployment calls, and nobody else."""
+
+    name: str
+    timeout_seconds: int
+    memory_mb: int
+
+
+# Lambda's longest: an index on a large table takes its time.
+MIGRATIONS: Final = DeploymentFunction(name="migrations", timeout_seconds=900, memory_mb=256)
+
 EVENT_JOB_TYPES: Final = (EMAIL, POSITION, REWARD, UNROUTABLE)
 SCHEDULED_JOB_TYPES: Final = (ANALYTICS, FRAUD, RELAY)
 QUEUE_JOB_TYPES: Final = (FEEDBACK,)

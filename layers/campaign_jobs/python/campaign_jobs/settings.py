@@ -237,6 +237,8 @@ class DatabaseSettings(Settings):
 
     database_url: str | None = setting(postgresql_url, None, secret=True)
     database_secret_arn: str | None = setting(secret_arn, None)
+    # Who signed the server's certificate, where the secret says which server it is; Amazon RDS unless given.
+    database_ca_file: Path | None = setting(existing_file, None)
 
     @classmethod
     def problems_between(cls, given: Collection[str]) -> list[str]:
@@ -377,6 +379,11 @@ class UnsubscribeSettings(DatabaseSettings, UnsubscribeKeySettings):
     pass
 
 
+@dataclass(frozen=True, kw_only=True)
+class MigrationsSettings(DatabaseSettings):
+    pass
+
+
 BY_FUNCTION: Final[dict[str, type[Settings]]] = {
     "email": EmailSettings,
     "position": PositionSettings,
@@ -387,4 +394,5 @@ BY_FUNCTION: Final[dict[str, type[Settings]]] = {
     "relay": RelaySettings,
     "feedback": FeedbackSettings,
     "unsubscribe": UnsubscribeSettings,
+    "migrations": MigrationsSettings,
 }

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
@@ -101,9 +102,8 @@ class Database:
     def from_settings(
         cls, settings: DatabaseSettings, *, application_name: str, timeout_seconds: float
     ) -> "Database":
-        arn = str(settings.database_secret_arn)
         return cls(
-            settings.database_url or (lambda: _conninfo_from_secret(arn)),
+            lambda: conninfo_of(settings),
             application_name=application_name,
             timeout_seconds=timeout_seconds,
         )
@@ -230,7 +230,15 @@ def _is_servers_own(error: psycopg.Error) -> bool:
     return state != "57014" and (state[:2] in ("53", "57", "58", "08", "28") or state in _NOT_DEPLOYED_YET)
 
 
-def _conninfo_from_secret(arn: str) -> str:
+def conninfo_of(settings: DatabaseSettings) -> str:
+    """How to connect; read anew each time, since a secret may have been rotated. Raises DatabaseUnavailable."""
+    if settings.database_url is not None:
+        return settings.database_url
+    authorities = settings.database_ca_file or files(__package__).joinpath("rds-authorities.pem")
+    return _conninfo_from_secret(str(settings.database_secret_arn), str(authorities))
+
+
+def _conninfo_from_secret(arn: str, authorities: str) -> str:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -247,7 +255,7 @@ def _conninfo_from_secret(arn: str) -> str:
             password=secret["password"],
             dbname=secret["dbname"],
             sslmode="verify-full",
-            sslrootcert="system",
+            sslrootcert=authorities,
         )
     except (BotoCoreError, ClientError, KeyError, ValueError) as error:
         # Not the events' fault: they wait until the secret can be read. The error's text could hold parts of it.
