@@ -79,7 +79,7 @@ def _apply(event: Mapping[str, Any], conninfo: Callable[[], str], seconds: float
     milliseconds = int(seconds * 1000)
     return migrations.apply(
         conninfo(),
-        options=f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+        options=f"-c statement_timeout={milliseconds}",
         connect_timeout="10",
     )
 
