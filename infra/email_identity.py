@@ -23,7 +23,7 @@ class EmailIdentity(Construct):
         )
         self._prefix = f"arn:{Aws.PARTITION}:ses:{Aws.REGION}:{Aws.ACCOUNT_ID}"
         sending = environment.sending
-        self._domain = sending.domain
+        self._domains = (sending.domain, *sending.further_domains)
         self.dns_records: dict[str, str] = {}
         """What the domain's DNS must carry, by a name for each."""
         if sending.owns_identity:
@@ -51,12 +51,12 @@ class EmailIdentity(Construct):
             }
 
     def grant_send(self, grantee: iam.IGrantable) -> None:
-        """Let it send from our domain, and ask how fast the account may."""
+        """Let it send from our domains, and ask how fast the account may."""
         iam.Grant.add_to_principal(
             grantee=grantee,
             actions=["ses:SendEmail"],
             resource_arns=[
-                f"{self._prefix}:identity/{self._domain}",
+                *(f"{self._prefix}:identity/{domain}" for domain in self._domains),
                 f"{self._prefix}:configuration-set/{self.configuration_set.configuration_set_name}",
             ],
         )

@@ -209,6 +209,8 @@ class Sending:
     """The part of the account's SES sending rate that this environment may use."""
     mail_from: str = "bounce"
     """The MAIL FROM domain is this below `domain`, so that SPF is ours as well. Only the owner sets it."""
+    further_domains: tuple[str, ...] = ()
+    """Of campaigns with a `from_email` of their own; their identities are there already."""
 
     def wrong(self) -> Wrong:
         yield from _checked(
@@ -218,6 +220,7 @@ class Sending:
             owns_identity=(isinstance(self.owns_identity, bool), "True or False"),
             rate_share=(is_share(self.rate_share), "a number above 0, at most 1"),
             mail_from=(_matches(r"[a-z0-9-]{1,63}", self.mail_from), "one label of a domain name"),
+            further_domains=(_all_match(_DOMAIN, self.further_domains), "domain names"),
         )
         if not str(self.default_sender).endswith(f"@{self.domain}"):
             yield "default_sender", self.default_sender, f"an address at domain={self.domain}"
