@@ -1,4 +1,4 @@
-"""A release's migrations are applied while the code of the release before still runs, and after a rollback runs again."""
+"""A release's migrations are applied while the code of the one before still runs, and a rollback brings that back."""
 
 import re
 from importlib.resources import files
@@ -44,7 +44,8 @@ def test_the_code_of_the_release_before_works_with_the_schema(name: str) -> None
         "ALTER TABLE campaign_jobs.outbox ALTER COLUMN event TYPE text;",
         "ALTER TABLE campaign_jobs.outbox ALTER COLUMN event SET NOT NULL;",
         "ALTER TABLE campaign_jobs.outbox ADD COLUMN a integer NOT NULL;",
-        "ALTER TABLE campaign_jobs.outbox ADD COLUMN a integer DEFAULT 1, ADD COLUMN b text NOT NULL CHECK (b > ''), ADD COLUMN c text;",
+        "ALTER TABLE campaign_jobs.outbox ADD COLUMN a integer DEFAULT 1,"
+        " ADD COLUMN b text NOT NULL CHECK (b > ''), ADD COLUMN c text;",
     ],
 )
 def test_what_would_break_it_is_found(sql: str) -> None:
