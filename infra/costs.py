@@ -1,6 +1,6 @@
 """What a stack costs at rest, worked out from its template: `python -m infra.costs` prints the table of the guide.
 
-On-demand prices of us-east-1 in US dollars, November 2026, from the pricing page of each service; a month has 730 hours.
+On-demand prices of us-east-1 in US dollars, November 2026, from each pricing page; a month has 730 hours.
 What depends on use (mails, traffic, log lines, invocations beyond the relay's) is not in it.
 """
 

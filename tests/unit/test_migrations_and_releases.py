@@ -44,8 +44,10 @@ def test_the_code_of_the_release_before_works_with_the_schema(name: str) -> None
         "ALTER TABLE campaign_jobs.outbox ALTER COLUMN event TYPE text;",
         "ALTER TABLE campaign_jobs.outbox ALTER COLUMN event SET NOT NULL;",
         "ALTER TABLE campaign_jobs.outbox ADD COLUMN a integer NOT NULL;",
-        "ALTER TABLE campaign_jobs.outbox ADD COLUMN a integer DEFAULT 1,"
-        " ADD COLUMN b text NOT NULL CHECK (b > ''), ADD COLUMN c text;",
+        (
+            "ALTER TABLE campaign_jobs.outbox ADD COLUMN a integer DEFAULT 1,"
+            " ADD COLUMN b text NOT NULL CHECK (b > ''), ADD COLUMN c text;"
+        ),
     ],
 )
 def test_what_would_break_it_is_found(sql: str) -> None:
