@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from ipaddress import IPv4Network
 from typing import Any, Final, Literal, TypeAlias
 
 from campaign_jobs import catalog, settings
@@ -38,9 +39,9 @@ class NewNetwork:
             availability_zones=(_whole(self.availability_zones, 2, 3), "2 or 3"),
             nat=(self.nat in ("gateway", "instance"), "gateway or instance"),
             nats=(_whole(self.nats, 1, 3), "1 to 3"),
-            cidr=(_matches(r"10\.[0-9]{1,3}\.0\.0/16", self.cidr), "a /16 such as 10.40.0.0/16"),
+            cidr=(_private_sixteen(self.cidr), "a private /16 such as 10.40.0.0/16"),
         )
-        if _whole(self.nats, 1, 3) and self.nats > self.availability_zones:
+        if _whole(self.availability_zones, 2, 3) and _whole(self.nats, self.availability_zones + 1, 3):
             yield "nats", self.nats, f"at most one in each of {self.availability_zones} zones"
 
 
@@ -364,6 +365,15 @@ def _all_match(pattern: str, values: tuple[str, ...]) -> bool:
 
 def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _private_sixteen(value: object) -> bool:
+    try:
+        network = IPv4Network(value) if isinstance(value, str) else None
+    except ValueError:
+        return False
+    # Written as CloudFormation wants it, not with a netmask.
+    return network is not None and str(network) == value and network.prefixlen == 16 and network.is_private
 
 
 def _half_steps(value: object) -> bool:
