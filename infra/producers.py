@@ -24,8 +24,11 @@ class Producers(Construct):
             description=f"Services that publish to campaign-jobs {environment.name}",
             allow_all_outbound=False,
         )
-        for broker_group in kafka.connections.security_groups:
-            self.security_group.add_egress_rule(broker_group, ec2.Port.tcp(IAM_PORT), "Brokers")
+        # EC2 lets everything out of a group without a rule inside it; those to other groups stand beside it. This
+        # one reaches nobody.
+        self.security_group.add_egress_rule(
+            ec2.Peer.ipv4("255.255.255.255/32"), ec2.Port.tcp(IAM_PORT), "Nothing but brokers"
+        )
         kafka.connections.allow_default_port_from(self.security_group, "Producers to brokers")
         self.policy = iam.ManagedPolicy(
             self,

@@ -8,7 +8,7 @@ from typing import Any
 
 import aws_cdk as cdk
 
-from infra.environments import Environment
+from infra.environment_settings import Environment
 from infra.stack import CampaignJobsStack
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -84,11 +84,34 @@ class Synthesis:
             for resource in _list(statement["Resource"])
         ]
 
+    def security_group(self, function_name: str) -> dict[str, Any]:
+        """A function's own security group, as rules name it."""
+        _, function = self.function(function_name)
+        (group,) = function["Properties"]["VpcConfig"]["SecurityGroupIds"]
+        return dict(group)
+
+    def let_in(self, group: Any) -> list[dict[str, Any]]:
+        """The rules that let somebody in to what stands behind a security group."""
+        return [
+            rule["Properties"]
+            for rule in self.resources("AWS::EC2::SecurityGroupIngress").values()
+            if rule["Properties"]["GroupId"] == group
+        ]
+
+    def let_out(self, group: Any) -> list[dict[str, Any]]:
+        """The rules that let members of a security group of this stack out to another group."""
+        return [
+            rule["Properties"]
+            for rule in self.resources("AWS::EC2::SecurityGroupEgress").values()
+            if rule["Properties"]["GroupId"] == group
+        ]
+
     def all_statements(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every statement of every role, with the logical id of its policy or role."""
-        for logical_id, policy in self.resources("AWS::IAM::Policy").items():
-            for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
-                yield logical_id, statement
+        """Every statement that allows somebody something, with the logical id of its policy or role."""
+        for type_name in ("AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"):
+            for logical_id, policy in self.resources(type_name).items():
+                for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
+                    yield logical_id, statement
         for logical_id, role in self.resources("AWS::IAM::Role").items():
             for policy in role["Properties"].get("Policies", []):
                 for statement in policy["PolicyDocument"]["Statement"]:
@@ -102,6 +125,23 @@ def synthesise(environment: Environment, directory: Path) -> Synthesis:
     assembly = app.synth()
     template = assembly.get_stack_by_name(stack.stack_name).template
     return Synthesis(environment, template, Path(assembly.directory))
+
+
+def topic_arn(cluster: Any, topic: str) -> dict[str, Any]:
+    """The ARN of a topic as the stack puts it together from its cluster's."""
+    return _arn_below("topic", cluster, topic)
+
+
+def group_arn(cluster: Any, consumer_group: str) -> dict[str, Any]:
+    return _arn_below("group", cluster, consumer_group)
+
+
+def _arn_below(kind: str, cluster: Any, name: str) -> dict[str, Any]:
+    """From arn:…:cluster/<name>/<uuid> to arn:…:<kind>/<name>/<uuid>/<its name>."""
+    parts = {"Fn::Split": ["/", cluster]}
+    first = {"Fn::Select": [0, {"Fn::Split": [":cluster", {"Fn::Select": [0, parts]}]}]}
+    names = [{"Fn::Select": [1, parts]}, {"Fn::Select": [2, parts]}, name]
+    return {"Fn::Join": ["/", [{"Fn::Join": ["", [first, f":{kind}"]]}, *names]]}
 
 
 def _list(value: Any) -> list[Any]:

@@ -62,7 +62,7 @@ def test_each_zone_has_as_many_brokers(synthesis: Synthesis) -> None:
         json.dumps(synthesis.template["Resources"][subnet["Ref"]]["Properties"]["AvailabilityZone"])
         for subnet in subnets
     ]
-    assert len(set(zones)) == len(zones) == synthesis.environment.availability_zones
+    assert len(set(zones)) == len(zones) == synthesis.environment.network.availability_zones
     assert cluster["Properties"]["NumberOfBrokerNodes"] % len(zones) == 0
 
 
@@ -129,17 +129,15 @@ def test_functions_outlast_their_batches_within_lambda_s_limit_for_kafka(synthes
         assert function["Properties"]["Timeout"] == job_type.timeout_seconds <= 14 * 60
 
 
-def test_brokers_hear_only_the_relay_and_lambda_s_pollers(synthesis: Synthesis) -> None:
+def test_brokers_hear_only_producers_the_relay_and_lambda_s_pollers(synthesis: Synthesis) -> None:
     _, cluster = synthesis.one("AWS::MSK::Cluster")
     (group,) = cluster["Properties"]["BrokerNodeGroupInfo"]["SecurityGroups"]
-    _, relay = synthesis.function("relay")
-    sources = [
-        rule["Properties"]["SourceSecurityGroupId"]
-        for rule in synthesis.resources("AWS::EC2::SecurityGroupIngress").values()
-        if rule["Properties"]["GroupId"] == group
-    ]
-    (relay_group,) = relay["Properties"]["VpcConfig"]["SecurityGroupIds"]
-    assert sorted(sources, key=json.dumps) == sorted([group, relay_group], key=json.dumps)
+    rules = synthesis.let_in(group)
+    producers = synthesis.template["Outputs"]["ProducerSecurityGroup"]["Value"]
+    sources = [rule["SourceSecurityGroupId"] for rule in rules]
+    wanted = [group, producers, synthesis.security_group("relay")]
+    assert sorted(sources, key=json.dumps) == sorted(wanted, key=json.dumps)
+    assert {(rule["FromPort"], rule["ToPort"]) for rule in rules} == {(9098, 9098)}
     own_rules = synthesis.template["Resources"][group["Fn::GetAtt"][0]]["Properties"]
     assert "SecurityGroupIngress" not in own_rules
     # On-demand pollers take this group, and must reach Lambda and STS.

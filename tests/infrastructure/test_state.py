@@ -90,7 +90,7 @@ def test_one_environment_s_stack_holds_the_identity_of_the_domain(synthesis: Syn
         assert identities == {}
         return
     _, identity = synthesis.one("AWS::SES::EmailIdentity")
-    assert identity["Properties"]["EmailIdentity"] == synthesis.environment.sender_domain
+    assert identity["Properties"]["EmailIdentity"] == synthesis.environment.sending.domain
     assert identity["DeletionPolicy"] == "Retain"
 
 
@@ -101,8 +101,8 @@ def test_mail_leaves_over_tls_through_the_environment_s_configuration_set(synthe
     _, email = synthesis.function("email")
     variables = email["Properties"]["Environment"]["Variables"]
     assert variables["SES_CONFIGURATION_SET"] == {"Ref": logical_id}
-    assert variables["DEFAULT_SENDER"] == synthesis.environment.default_sender
-    assert float(variables["SES_RATE_SHARE"]) == synthesis.environment.ses_rate_share
+    assert variables["DEFAULT_SENDER"] == synthesis.environment.sending.default_sender
+    assert float(variables["SES_RATE_SHARE"]) == synthesis.environment.sending.rate_share
 
 
 def test_logs_end_after_what_the_environment_allows(synthesis: Synthesis) -> None:

@@ -11,7 +11,14 @@ EVENT_JOB_TYPES = {job_type.name: job_type for job_type in catalog.EVENT_JOB_TYP
 SCHEDULED_JOB_TYPES = {job_type.name: job_type for job_type in catalog.SCHEDULED_JOB_TYPES}
 QUEUE_JOB_TYPES = {job_type.name: job_type for job_type in catalog.QUEUE_JOB_TYPES}
 WEB_FUNCTIONS = {function.name: function for function in catalog.WEB_FUNCTIONS}
-FUNCTIONS = [*EVENT_JOB_TYPES, *SCHEDULED_JOB_TYPES, *QUEUE_JOB_TYPES, *WEB_FUNCTIONS]
+DEPLOYMENT_FUNCTIONS = {catalog.MIGRATIONS.name: catalog.MIGRATIONS}
+FUNCTIONS = {
+    **EVENT_JOB_TYPES,
+    **SCHEDULED_JOB_TYPES,
+    **QUEUE_JOB_TYPES,
+    **WEB_FUNCTIONS,
+    **DEPLOYMENT_FUNCTIONS,
+}
 DAYS_14 = 14 * 24 * 60 * 60
 
 
@@ -59,8 +66,7 @@ def test_outgoing_requests_are_never_exempted_from_the_guard(synthesis: Synthesi
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_each_function_runs_as_the_catalog_has_it(synthesis: Synthesis, name: str) -> None:
-    all_of_them = {**EVENT_JOB_TYPES, **SCHEDULED_JOB_TYPES, **QUEUE_JOB_TYPES, **WEB_FUNCTIONS}
-    job_type = all_of_them[name]
+    job_type = FUNCTIONS[name]
     _, function = synthesis.function(name)
     properties = function["Properties"]
     assert properties["Runtime"] == "python3.13"
