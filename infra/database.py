@@ -1,6 +1,6 @@
 """PostgreSQL, the stack's own or one that is there, reached over TLS with the credentials of one secret."""
 
-from aws_cdk import CfnResource, Duration, RemovalPolicies, RemovalPolicy
+from aws_cdk import CfnResource, Duration
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
@@ -9,6 +9,7 @@ from constructs import Construct
 from infra.environment_settings import Environment, ExistingDatabase, NewDatabase
 from infra.functions import JobFunction
 from infra.network import Network
+from infra.retention import keep
 
 
 class Database(Construct):
@@ -81,9 +82,7 @@ class Database(Construct):
             cloudwatch_logs_exports=["postgresql"],
             deletion_protection=environment.retain_data,
         )
-        RemovalPolicies.of(self).apply(
-            RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
-        )
+        keep(environment, self)
         return cluster
 
     def grant_connect(self, function: JobFunction) -> None:

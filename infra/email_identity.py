@@ -1,11 +1,12 @@
 """SES: the domain that mail is sent from, and how this environment sends."""
 
-from aws_cdk import Aws, RemovalPolicy
+from aws_cdk import Aws
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_ses as ses
 from constructs import Construct
 
 from infra.environment_settings import Environment
+from infra.retention import removal_policy
 
 
 class EmailIdentity(Construct):
@@ -38,9 +39,7 @@ class EmailIdentity(Construct):
                 dkim_signing=True,
                 feedback_forwarding=False,
             )
-            identity.apply_removal_policy(
-                RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
-            )
+            identity.apply_removal_policy(removal_policy(environment))
             self.dns_records = {
                 **{
                     f"Dkim{number}": f"{record.name} CNAME {record.value}"

@@ -1,16 +1,23 @@
 """What an environment is made of: typed settings, each with the check of what is allowed."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv4Network
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal
 
 from campaign_jobs import catalog, settings
-
-Wrong: TypeAlias = Iterator[tuple[str, object, str]]
-"""For each setting that is wrong: its name, its value, and what is allowed."""
+from infra.allowed import (
+    Wrong,
+    all_match,
+    checked,
+    half_steps,
+    is_share,
+    matches,
+    parses,
+    private_sixteen,
+    whole,
+)
 
 LOG_RETENTION_DAYS: Final = (7, 14, 30, 60, 90, 180, 365)
 
@@ -18,6 +25,7 @@ _BROKER = re.compile(r"kafka\.(t3\.small|m7g\.(large|((2|4|8|12|16)?xlarge)))")
 _KAFKA_VERSION = re.compile(r"[34]\.[0-9]+\.(x|[0-9]+)(\.kraft)?")
 _DOMAIN = r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,}"
 _SECURITY_GROUP = r"sg-[0-9a-f]{8,17}"
+_ARN_OF_A_SECRET = r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+-[A-Za-z0-9]{6}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +42,14 @@ class NewNetwork:
     """Must not overlap with networks that are to be peered with this one."""
 
     def wrong(self) -> Wrong:
-        yield from _checked(
+        yield from checked(
             self,
-            availability_zones=(_whole(self.availability_zones, 2, 3), "2 or 3"),
+            availability_zones=(whole(self.availability_zones, 2, 3), "2 or 3"),
             nat=(self.nat in ("gateway", "instance"), "gateway or instance"),
-            nats=(_whole(self.nats, 1, 3), "1 to 3"),
-            cidr=(_private_sixteen(self.cidr), "a private /16 such as 10.40.0.0/16"),
+            nats=(whole(self.nats, 1, 3), "1 to 3"),
+            cidr=(private_sixteen(self.cidr), "a private /16 such as 10.40.0.0/16"),
         )
-        if _whole(self.availability_zones, 2, 3) and _whole(self.nats, self.availability_zones + 1, 3):
+        if whole(self.availability_zones, 2, 3) and whole(self.nats, self.availability_zones + 1, 3):
             yield "nats", self.nats, f"at most one in each of {self.availability_zones} zones"
 
 
@@ -61,24 +69,24 @@ class ExistingNetwork:
     def wrong(self) -> Wrong:
         zones = len(self.availability_zones)
         subnets = r"subnet-[0-9a-f]{8,17}"
-        yield from _checked(
+        yield from checked(
             self,
-            vpc_id=(_matches(r"vpc-[0-9a-f]{8,17}", self.vpc_id), "a VPC's id"),
+            vpc_id=(matches(r"vpc-[0-9a-f]{8,17}", self.vpc_id), "a VPC's id"),
             availability_zones=(
-                2 <= zones <= 3 and _all_match(r"[a-z]{2}(-[a-z]+)+-[0-9][a-z]", self.availability_zones),
+                2 <= zones <= 3 and all_match(r"[a-z]{2}(-[a-z]+)+-[0-9][a-z]", self.availability_zones),
                 "the names of 2 or 3 zones, such as eu-central-1a",
             ),
             private_subnet_ids=(
-                len(self.private_subnet_ids) == zones and _all_match(subnets, self.private_subnet_ids),
+                len(self.private_subnet_ids) == zones and all_match(subnets, self.private_subnet_ids),
                 f"the ids of {zones} subnets, one for each zone",
             ),
             private_route_table_ids=(
                 len(self.private_route_table_ids) == zones
-                and _all_match(r"rtb-[0-9a-f]{8,17}", self.private_route_table_ids),
+                and all_match(r"rtb-[0-9a-f]{8,17}", self.private_route_table_ids),
                 f"the ids of {zones} route tables, one for each private subnet",
             ),
             database_subnet_ids=(
-                len(self.database_subnet_ids) in (0, zones) and _all_match(subnets, self.database_subnet_ids),
+                len(self.database_subnet_ids) in (0, zones) and all_match(subnets, self.database_subnet_ids),
                 f"the ids of {zones} subnets, one for each zone, or none",
             ),
         )
@@ -105,12 +113,12 @@ class NewKafka:
         return max(1, self.replication_factor - 1)
 
     def wrong(self) -> Wrong:
-        yield from _checked(
+        yield from checked(
             self,
-            version=(_matches(_KAFKA_VERSION, self.version), "a version of MSK such as 3.9.x.kraft"),
-            instance_type=(_matches(_BROKER, self.instance_type), "kafka.t3.small or kafka.m7g.*"),
-            brokers=(_whole(self.brokers, 2, 30), "2 to 30"),
-            volume_gib=(_whole(self.volume_gib, 1, 16_384), "1 to 16384"),
+            version=(matches(_KAFKA_VERSION, self.version), "a version of MSK such as 3.9.x.kraft"),
+            instance_type=(matches(_BROKER, self.instance_type), "kafka.t3.small or kafka.m7g.*"),
+            brokers=(whole(self.brokers, 2, 30), "2 to 30"),
+            volume_gib=(whole(self.volume_gib, 1, 16_384), "1 to 16384"),
         )
         # https://docs.aws.amazon.com/msk/latest/developerguide/metadata-management.html
         uses_kraft = str(self.version).endswith(".kraft") or str(self.version).startswith("4.")
@@ -131,18 +139,18 @@ class ExistingKafka:
     topic_replication_factor: int = 3
 
     def wrong(self) -> Wrong:
-        yield from _checked(
+        yield from checked(
             self,
             cluster_arn=(
-                _matches(
+                matches(
                     r"arn:aws[a-z-]*:kafka:[a-z0-9-]+:[0-9]{12}:cluster/[A-Za-z0-9-]+/[A-Za-z0-9-]+",
                     self.cluster_arn,
                 ),
                 "the ARN of an MSK cluster",
             ),
-            security_group_id=(_matches(_SECURITY_GROUP, self.security_group_id), "a security group's id"),
+            security_group_id=(matches(_SECURITY_GROUP, self.security_group_id), "a security group's id"),
             creates_topic=(isinstance(self.creates_topic, bool), "True or False"),
-            topic_replication_factor=(_whole(self.topic_replication_factor, 1, 3), "1 to 3"),
+            topic_replication_factor=(whole(self.topic_replication_factor, 1, 3), "1 to 3"),
         )
 
 
@@ -159,13 +167,13 @@ class NewDatabase:
 
     def wrong(self) -> Wrong:
         capacity = "0.5 to 256 in steps of 0.5"
-        yield from _checked(
+        yield from checked(
             self,
-            min_capacity=(_half_steps(self.min_capacity), capacity),
-            max_capacity=(_half_steps(self.max_capacity), capacity),
+            min_capacity=(half_steps(self.min_capacity), capacity),
+            max_capacity=(half_steps(self.max_capacity), capacity),
             reader=(isinstance(self.reader, bool), "True or False"),
         )
-        both = _half_steps(self.min_capacity) and _half_steps(self.max_capacity)
+        both = half_steps(self.min_capacity) and half_steps(self.max_capacity)
         if both and self.max_capacity < self.min_capacity:
             yield "max_capacity", self.max_capacity, "at least min_capacity"
 
@@ -181,17 +189,14 @@ class ExistingDatabase:
     port: int = 5432
 
     def wrong(self) -> Wrong:
-        yield from _checked(
+        yield from checked(
             self,
             secret_arn=(
-                _matches(
-                    r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+-[A-Za-z0-9]{6}",
-                    self.secret_arn,
-                ),
+                matches(_ARN_OF_A_SECRET, self.secret_arn),
                 "the whole ARN of a Secrets Manager secret",
             ),
-            security_group_id=(_matches(_SECURITY_GROUP, self.security_group_id), "a security group's id"),
-            port=(_whole(self.port, 1, 65_535), "1 to 65535"),
+            security_group_id=(matches(_SECURITY_GROUP, self.security_group_id), "a security group's id"),
+            port=(whole(self.port, 1, 65_535), "1 to 65535"),
         )
 
 
@@ -214,14 +219,14 @@ class Sending:
     """Of campaigns with a `from_email` of their own; their identities are there already."""
 
     def wrong(self) -> Wrong:
-        yield from _checked(
+        yield from checked(
             self,
-            domain=(_matches(_DOMAIN, self.domain), "a domain name"),
-            default_sender=(_parses(settings.email_address, self.default_sender), "an email address"),
+            domain=(matches(_DOMAIN, self.domain), "a domain name"),
+            default_sender=(parses(settings.email_address, self.default_sender), "an email address"),
             owns_identity=(isinstance(self.owns_identity, bool), "True or False"),
             rate_share=(is_share(self.rate_share), "a number above 0, at most 1"),
-            mail_from=(_matches(r"[a-z0-9-]{1,63}", self.mail_from), "one label of a domain name"),
-            further_domains=(_all_match(_DOMAIN, self.further_domains), "domain names"),
+            mail_from=(matches(r"[a-z0-9-]{1,63}", self.mail_from), "one label of a domain name"),
+            further_domains=(all_match(_DOMAIN, self.further_domains), "domain names"),
         )
         if not str(self.default_sender).endswith(f"@{self.domain}"):
             yield "default_sender", self.default_sender, f"an address at domain={self.domain}"
@@ -236,11 +241,11 @@ class CustomDomain:
     """Of a certificate in the stack's region that covers the name."""
 
     def wrong(self) -> Wrong:
-        yield from _checked(
+        yield from checked(
             self,
-            name=(_matches(_DOMAIN, self.name), "a domain name"),
+            name=(matches(_DOMAIN, self.name), "a domain name"),
             certificate_arn=(
-                _matches(
+                matches(
                     r"arn:aws[a-z-]*:acm:[a-z0-9-]+:[0-9]{12}:certificate/[0-9a-f-]{36}", self.certificate_arn
                 ),
                 "the ARN of an ACM certificate",
@@ -265,6 +270,9 @@ class Environment:
     """Addresses that alarms are mailed to; each confirms once, by a link. Alarms also go to the topic that the stack
     puts out, for whoever subscribes to it."""
     unsubscribe_domain: CustomDomain | None = None
+    unsubscribe_keys_secret_arn: str | None = None
+    """The whole ARN of a secret with keys of unsubscribe links that is there, such as a stack before this one left; a
+    new one is made up where none is named."""
 
     kafka_job_topic: str = catalog.DEFAULT_TOPIC
     kafka_job_consumer_group: str = catalog.DEFAULT_CONSUMER_GROUP
@@ -302,19 +310,24 @@ class Environment:
         ]
 
     def _wrong(self) -> Wrong:
-        yield from _checked(
+        yield from checked(
             self,
-            name=(_matches(r"[a-z][a-z0-9]{0,15}", self.name), "1 to 16 lower-case letters and digits"),
+            name=(matches(r"[a-z][a-z0-9]{0,15}", self.name), "1 to 16 lower-case letters and digits"),
             log_retention_days=(
                 self.log_retention_days in LOG_RETENTION_DAYS,
                 f"one of {LOG_RETENTION_DAYS}",
             ),
             alarm_recipients=(
-                all(_parses(settings.email_address, address) for address in self.alarm_recipients),
+                all(parses(settings.email_address, address) for address in self.alarm_recipients),
                 "email addresses",
             ),
-            kafka_worker_pool_size=(_whole(self.kafka_worker_pool_size, 1, 100), "1 to 100"),
+            kafka_worker_pool_size=(whole(self.kafka_worker_pool_size, 1, 100), "1 to 100"),
             retain_data=(isinstance(self.retain_data, bool), "True or False"),
+            unsubscribe_keys_secret_arn=(
+                self.unsubscribe_keys_secret_arn is None
+                or matches(_ARN_OF_A_SECRET, self.unsubscribe_keys_secret_arn),
+                "the whole ARN of a Secrets Manager secret",
+            ),
         )
         for part in ("network", "kafka", "database", "sending", "unsubscribe_domain"):
             value = getattr(self, part)
@@ -322,14 +335,14 @@ class Environment:
                 yield from ((f"{part}.{setting}", *rest) for setting, *rest in value.wrong())
         for setting, parse in _PARSED_BY_THE_FUNCTIONS.items():
             value = getattr(self, setting)
-            if value is not None and not _parses(parse, value):
+            if value is not None and not parses(parse, value):
                 yield setting, value, (parse.__doc__ or "").strip()
         yield from self._wrong_together()
 
     def _wrong_together(self) -> Wrong:
         """What is wrong between settings that are each right."""
         kafka, network = self.kafka, self.network
-        if isinstance(kafka, NewKafka) and _whole(kafka.brokers, 2, 30):
+        if isinstance(kafka, NewKafka) and whole(kafka.brokers, 2, 30):
             zones = network.availability_zones
             count = zones if isinstance(zones, int) else len(zones)
             if count > 0 and kafka.brokers % count:
@@ -343,51 +356,3 @@ _PARSED_BY_THE_FUNCTIONS: Final[Mapping[str, Callable[[str], object]]] = {
     "fraud_detection_interval": settings.schedule_interval,
     "public_base_url": settings.http_url,
 }
-
-
-def is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-
-
-def _checked(of: object, **checks: tuple[Any, str]) -> Wrong:
-    for setting, (fine, allowed) in checks.items():
-        if not fine:
-            yield setting, getattr(of, setting), allowed
-
-
-def _matches(pattern: str | re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def _all_match(pattern: str, values: tuple[str, ...]) -> bool:
-    return all(_matches(pattern, value) for value in values)
-
-
-def _whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _private_sixteen(value: object) -> bool:
-    try:
-        network = IPv4Network(value) if isinstance(value, str) else None
-    except ValueError:
-        return False
-    # Written as CloudFormation wants it, not with a netmask.
-    return network is not None and str(network) == value and network.prefixlen == 16 and network.is_private
-
-
-def _half_steps(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0.5 <= value <= 256
-        and (value * 2) % 1 == 0
-    )
-
-
-def _parses(parse: Callable[[str], object], value: object) -> bool:
-    try:
-        parse(str(value))
-    except ValueError:
-        return False
-    return isinstance(value, str)

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Final
 
 from campaign_jobs.errors import SettingsError
-from infra.environment_settings import Environment, NewDatabase, NewKafka, NewNetwork, Sending, is_share
+from infra.allowed import is_share
+from infra.environment_settings import Environment, NewDatabase, NewKafka, NewNetwork, Sending
 
 DEFAULT: Final = "dev"
 

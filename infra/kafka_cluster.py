@@ -1,6 +1,6 @@
 """The MSK cluster, its topic, and who may do what with them."""
 
-from aws_cdk import Fn, RemovalPolicies, RemovalPolicy, custom_resources
+from aws_cdk import Fn, custom_resources
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_msk as msk
@@ -10,6 +10,7 @@ from campaign_jobs import catalog
 from infra.environment_settings import Environment, ExistingKafka, NewKafka
 from infra.log_groups import create_log_group
 from infra.network import Network
+from infra.retention import keep
 
 IAM_PORT = 9098
 _RETENTION_HOURS = 7 * 24
@@ -47,10 +48,8 @@ class KafkaCluster(Construct):
                 partition_count=catalog.TOPIC_PARTITIONS,
                 replication_factor=replication_factor,
             )
-        RemovalPolicies.of(self).apply(
-            RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY
-        )
-        # Made after the policies above, which would reach into it: it holds nothing to keep.
+        keep(environment, self)
+        # It holds nothing to keep, so it comes after that.
         self.bootstrap_brokers = self._look_up_bootstrap_brokers(environment, brokers)
 
     @property
@@ -175,9 +174,18 @@ class KafkaCluster(Construct):
 
     def _look_up_bootstrap_brokers(self, environment: Environment, looked_up_for: str) -> str:
         """The brokers' addresses, which CloudFormation does not return. Looked up when `looked_up_for` changes."""
+        log_group = create_log_group(self, "BootstrapBrokersLogs", environment=environment)
+        role = iam.Role(
+            self,
+            "BootstrapBrokersRole",
+            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+            description=f"Looks up the brokers of {environment.name}",
+        )
+        log_group.grant_write(role)
         lookup = custom_resources.AwsCustomResource(
             self,
             "BootstrapBrokers",
+            role=role,
             on_update=custom_resources.AwsSdkCall(
                 service="Kafka",
                 action="getBootstrapBrokers",
@@ -189,12 +197,7 @@ class KafkaCluster(Construct):
                 [iam.PolicyStatement(actions=["kafka:GetBootstrapBrokers"], resources=[self.arn])]
             ),
             install_latest_aws_sdk=False,
-            log_group=create_log_group(
-                self,
-                "BootstrapBrokersLogs",
-                name=f"/aws/lambda/{environment.resource_name('bootstrap-brokers')}",
-                environment=environment,
-            ),
+            log_group=log_group,
         )
         return lookup.get_response_field("BootstrapBrokerStringSaslIam")
 

@@ -19,7 +19,9 @@ _RETENTION: Final = {
 }
 
 
-def create_log_group(scope: Construct, id: str, *, name: str, environment: Environment) -> logs.LogGroup:
+def create_log_group(
+    scope: Construct, id: str, *, environment: Environment, name: str | None = None
+) -> logs.LogGroup:
     return logs.LogGroup(
         scope,
         id,

@@ -39,6 +39,8 @@ class Migrations(Construct):
         database.let_in(self.function)
         # CloudFormation calls it asynchronously, and takes one answer: a second try would answer nobody.
         self.function.configure_async_invoke(retry_attempts=0)
+        # All that it takes: the function's role, log group and way out, the writer, and the network between them.
+        before = [*self.node.children, database, network]
         schema = CustomResource(
             self,
             "Schema",
@@ -48,8 +50,7 @@ class Migrations(Construct):
             properties={"Latest": migrations.names()[-1], "Content": migrations.content_hash()},
             service_timeout=Duration.seconds(MIGRATIONS.timeout_seconds),
         )
-        # All of it: the way to the database, the writer, and what lets the function read the secret.
-        schema.node.add_dependency(self.function, self.function.role, database, network)
+        schema.node.add_dependency(*before)
         resource = schema.node.default_child
         if not isinstance(resource, CfnResource):
             raise TypeError("a custom resource is a resource of CloudFormation")

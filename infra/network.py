@@ -2,11 +2,12 @@
 
 from typing import Final
 
-from aws_cdk import Fn, RemovalPolicies, RemovalPolicy
+from aws_cdk import Fn
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
 from infra.environment_settings import Environment, ExistingNetwork, NewNetwork
+from infra.retention import keep
 
 _SECURE_PORT: Final = ec2.Port.tcp(443)
 # Receivers of webhooks may listen on any port that the guard of outgoing requests lets pass.
@@ -23,7 +24,9 @@ class Network(Construct):
         if isinstance(environment.network, ExistingNetwork):
             self._take(environment.network)
         else:
-            self._create(environment.network, retain=environment.retain_data)
+            self._create(environment.network)
+            # All of it, the ways in and out included: what is kept must be of use to the next stack as it stands.
+            keep(environment, self)
 
     def _take(self, existing: ExistingNetwork) -> None:
         self.vpc = ec2.Vpc.from_vpc_attributes(
@@ -42,7 +45,7 @@ class Network(Construct):
             else self.private_subnets
         )
 
-    def _create(self, new: NewNetwork, *, retain: bool) -> None:
+    def _create(self, new: NewNetwork) -> None:
         self.vpc = ec2.Vpc(
             self,
             "Vpc",
@@ -76,21 +79,23 @@ class Network(Construct):
                 self._nat.connections.allow_from(ec2.Peer.ipv4(new.cidr), port, what)
         self.private_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
         self.database_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)
-        if retain:
-            # A cluster that outlives the stack keeps its interfaces in these; NAT may go.
-            RemovalPolicies.of(self).apply(
-                RemovalPolicy.RETAIN, apply_to_resource_types=["AWS::EC2::VPC", "AWS::EC2::Subnet"]
-            )
 
     _nat: ec2.NatInstanceProviderV2 | None = None
 
     def _nat_instance(self) -> ec2.NatInstanceProviderV2:
         """The image's id comes from an SSM parameter of AWS when the stack is deployed."""
+        user_data = ec2.UserData.for_linux()
+        # While the machine starts, its package manager may be busy (https://github.com/aws/aws-cdk/issues/36717).
+        user_data.add_commands(
+            "until yum install iptables-services -y; do sleep 5; done",
+            *ec2.NatInstanceProviderV2.DEFAULT_USER_DATA_COMMANDS,
+        )
         self._nat = ec2.NatInstanceProviderV2(
             instance_type=ec2.InstanceType.of(ec2.InstanceClass.T4G, ec2.InstanceSize.NANO),
             machine_image=ec2.MachineImage.latest_amazon_linux2023(
                 cpu_type=ec2.AmazonLinuxCpuType.ARM_64, edition=ec2.AmazonLinuxEdition.MINIMAL
             ),
             default_allowed_traffic=ec2.NatTrafficDirection.OUTBOUND_ONLY,
+            user_data=user_data,
         )
         return self._nat

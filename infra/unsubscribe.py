@@ -1,6 +1,5 @@
 """The unsubscribe links' function, its URL, and the keys that sign and verify them."""
 
-from aws_cdk import RemovalPolicy
 from aws_cdk import aws_apigatewayv2 as apigatewayv2
 from aws_cdk import aws_apigatewayv2_integrations as integrations
 from aws_cdk import aws_certificatemanager as acm
@@ -13,6 +12,7 @@ from infra.environment_settings import CustomDomain, Environment
 from infra.functions import JobFunction
 from infra.layers import Layers
 from infra.network import Network
+from infra.retention import removal_policy
 
 
 class Unsubscribe(Construct):
@@ -20,17 +20,7 @@ class Unsubscribe(Construct):
         self, scope: Construct, id: str, *, environment: Environment, network: Network, layers: Layers
     ) -> None:
         super().__init__(scope, id)
-        self._keys = secretsmanager.Secret(
-            self,
-            "Keys",
-            secret_name=environment.resource_name("unsubscribe-keys"),
-            description="Keys of unsubscribe links, separated by commas: the first one signs, all verify",
-            generate_secret_string=secretsmanager.SecretStringGenerator(
-                password_length=64, exclude_punctuation=True
-            ),
-            # Without them the links of all mails that have been sent are dead.
-            removal_policy=RemovalPolicy.RETAIN if environment.retain_data else RemovalPolicy.DESTROY,
-        )
+        self._keys = self._take_or_make_keys(environment)
         # No reserved concurrency: a new account's quota of ten leaves nothing to reserve. A request without a good
         # token costs a few milliseconds and no connection.
         self.function = JobFunction(
@@ -54,6 +44,23 @@ class Unsubscribe(Construct):
             self.function.add_function_url(auth_type=lambda_.FunctionUrlAuthType.NONE).url
             if domain is None
             else self._serve_at(domain)
+        )
+
+    def _take_or_make_keys(self, environment: Environment) -> secretsmanager.ISecret:
+        if environment.unsubscribe_keys_secret_arn is not None:
+            return secretsmanager.Secret.from_secret_complete_arn(
+                self, "Keys", environment.unsubscribe_keys_secret_arn
+            )
+        return secretsmanager.Secret(
+            self,
+            "Keys",
+            secret_name=environment.resource_name("unsubscribe-keys"),
+            description="Keys of unsubscribe links, separated by commas: the first one signs, all verify",
+            generate_secret_string=secretsmanager.SecretStringGenerator(
+                password_length=64, exclude_punctuation=True
+            ),
+            # Without them the links of all mails that have been sent are dead.
+            removal_policy=removal_policy(environment),
         )
 
     def _serve_at(self, domain: CustomDomain) -> str:

@@ -49,6 +49,21 @@ def test_synthesising_again_gives_the_same_template(dev: Synthesis, repository: 
     assert manifest["artifacts"]["campaign-jobs-dev"]["environment"] == "aws://unknown-account/unknown-region"
 
 
+def test_the_stack_needs_nothing_but_what_requirements_txt_installs(repository: Path) -> None:
+    """Whoever deploys has the CDK's requirements, and not those of the functions."""
+    absent = ("aws_lambda_powertools", "boto3", "confluent_kafka", "jinja2", "psycopg", "pydantic", "yoyo")
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.modules.update(dict.fromkeys({absent})); import infra.stack",
+        ],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": "layers/campaign_jobs/python"},
+        check=True,
+    )
+
+
 def test_the_template_follows_the_environment_s_settings(tmp_path: Path) -> None:
     tuned = replace(
         environments.DEV,

@@ -7,8 +7,6 @@ from importlib.resources import as_file, files
 from typing import Any
 from urllib.parse import urlencode
 
-from psycopg.conninfo import conninfo_to_dict
-
 
 def apply(conninfo: str, **more: str) -> list[str]:
     """Bring the database up to date and return the names of the migrations applied now.
@@ -16,7 +14,8 @@ def apply(conninfo: str, **more: str) -> list[str]:
     `more` are further parameters of the connection. Concurrent callers wait for each other. Raises psycopg.Error when a
     migration fails; the failing one is rolled back, those before it stay.
     """
-    # Imported here, because only those who migrate need it.
+    # Imported here, because only those who migrate need them; the stack reads the names.
+    from psycopg.conninfo import conninfo_to_dict
     from yoyo import get_backend, read_migrations
     from yoyo.migrations import MigrationList
 
