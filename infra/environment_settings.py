@@ -25,7 +25,7 @@ _BROKER = re.compile(r"kafka\.(t3\.small|m7g\.(large|((2|4|8|12|16)?xlarge)))")
 _KAFKA_VERSION = re.compile(r"[34]\.[0-9]+\.(x|[0-9]+)(\.kraft)?")
 _DOMAIN = r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,}"
 _SECURITY_GROUP = r"sg-[0-9a-f]{8,17}"
-_ARN_OF_A_SECRET = r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+-[A-Za-z0-9]{6}"
+_WHOLE_ARN = r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+-[A-Za-z0-9]{6}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +183,8 @@ class ExistingDatabase:
     """A PostgreSQL database that is there, from version 15 on, in a network that the functions reach."""
 
     secret_arn: str
-    """The whole ARN, with its random ending, of a secret with host, port, username, password and dbname. The user must
-    be allowed to create the schema campaign_jobs."""
+    """The whole ARN, with its random ending, of a secret with host, port, username, password and dbname, under Secrets
+    Manager's own key. The user must be allowed to create the schema campaign_jobs."""
     security_group_id: str
     port: int = 5432
 
@@ -192,7 +192,7 @@ class ExistingDatabase:
         yield from checked(
             self,
             secret_arn=(
-                matches(_ARN_OF_A_SECRET, self.secret_arn),
+                matches(_WHOLE_ARN, self.secret_arn),
                 "the whole ARN of a Secrets Manager secret",
             ),
             security_group_id=(matches(_SECURITY_GROUP, self.security_group_id), "a security group's id"),
@@ -325,7 +325,7 @@ class Environment:
             retain_data=(isinstance(self.retain_data, bool), "True or False"),
             unsubscribe_keys_secret_arn=(
                 self.unsubscribe_keys_secret_arn is None
-                or matches(_ARN_OF_A_SECRET, self.unsubscribe_keys_secret_arn),
+                or matches(_WHOLE_ARN, self.unsubscribe_keys_secret_arn),
                 "the whole ARN of a Secrets Manager secret",
             ),
         )

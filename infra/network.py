@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from aws_cdk import Fn
+from aws_cdk import Annotations, Fn
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
@@ -39,11 +39,13 @@ class Network(Construct):
             isolated_subnet_ids=list(existing.database_subnet_ids) or None,
         )
         self.private_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
-        self.database_subnets = (
-            self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)
-            if existing.database_subnet_ids
-            else self.private_subnets
-        )
+        if not existing.database_subnet_ids:
+            self.database_subnets = self.private_subnets
+            return
+        self.database_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)
+        for subnet in self.database_subnets.subnets:
+            # Nobody asks for the route table of a subnet that has no way out.
+            Annotations.of(subnet).acknowledge_warning("@aws-cdk/aws-ec2:noSubnetRouteTableId")
 
     def _create(self, new: NewNetwork) -> None:
         self.vpc = ec2.Vpc(

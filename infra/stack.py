@@ -97,7 +97,7 @@ class CampaignJobsStack(Stack):
             "DatabaseSecret": (self.database.secret.secret_arn, "Where PostgreSQL is, and its password"),
             "UnsubscribeUrl": (unsubscribe.url, "Where unsubscribe links begin"),
             **{
-                name: (record, "A record for the DNS of the sender's domain")
+                name: (record, "A record for the domain's DNS")
                 for name, record in {**self.email_identity.dns_records, **unsubscribe.dns_records}.items()
             },
         }

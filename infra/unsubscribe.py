@@ -70,6 +70,7 @@ class Unsubscribe(Construct):
             "DomainName",
             domain_name=domain.name,
             certificate=acm.Certificate.from_certificate_arn(self, "Certificate", domain.certificate_arn),
+            security_policy=apigatewayv2.SecurityPolicy.TLS_1_2,
         )
         apigatewayv2.HttpApi(
             self,

@@ -23,6 +23,12 @@ class Synthesis:
     directory: Path
     """The cloud assembly, with the assets."""
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the CDK command line reads first; names what would have to be looked up in an account."""
+        manifest: dict[str, Any] = json.loads((self.directory / "manifest.json").read_text())
+        return manifest
+
     def resources(self, type_name: str) -> dict[str, Resource]:
         """The resources of a type, by logical id."""
         return {
