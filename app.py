@@ -5,11 +5,12 @@ import sys
 import aws_cdk as cdk
 
 from campaign_jobs.errors import SettingsError
-from infra import environments
+from infra import command_line, environments
 from infra.stack import CampaignJobsStack
 
 app = cdk.App()
 try:
+    command_line.check()
     environment = environments.load(app.node.try_get_context("env"))
 except SettingsError as error:
     sys.exit(str(error))
