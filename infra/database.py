@@ -6,6 +6,7 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
+from infra.acknowledged import acknowledge
 from infra.environment_settings import Environment, ExistingDatabase, NewDatabase
 from infra.functions import JobFunction
 from infra.network import Network
@@ -77,12 +78,22 @@ class Database(Construct):
                 self, "Parameters", engine=engine, parameters={"rds.force_ssl": "1"}
             ),
             storage_encrypted=True,
+            # For people: who is granted rds_iam needs no password.
+            iam_authentication=True,
             backup=rds.BackupProps(retention=Duration.days(14 if environment.retain_data else 1)),
             copy_tags_to_snapshot=True,
             cloudwatch_logs_exports=["postgresql"],
             deletion_protection=environment.retain_data,
         )
         keep(environment, self)
+        acknowledge(
+            cluster.node.find_child("Secret"),
+            "Changed by hand, in PostgreSQL and here: functions read it for each connection they open. Rotation would"
+            " take one more function that can become the owner",
+            "AwsSolutions-SMG4",
+        )
+        if not environment.retain_data:
+            acknowledge(cluster, "The environment's data are to end with its stack", "AwsSolutions-RDS10")
         return cluster
 
     def grant_connect(self, function: JobFunction) -> None:

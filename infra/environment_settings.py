@@ -40,6 +40,8 @@ class NewNetwork:
     """How many: one, or one in each zone, so that a zone that is lost takes no other with it."""
     cidr: str = "10.40.0.0/16"
     """Must not overlap with networks that are to be peered with this one."""
+    logs_rejected_traffic: bool = False
+    """Whether what security groups turn away is logged (VPC flow logs), to see why somebody cannot connect."""
 
     def wrong(self) -> Wrong:
         yield from checked(
@@ -48,6 +50,7 @@ class NewNetwork:
             nat=(self.nat in ("gateway", "instance"), "gateway or instance"),
             nats=(whole(self.nats, 1, 3), "1 to 3"),
             cidr=(private_sixteen(self.cidr), "a private /16 such as 10.40.0.0/16"),
+            logs_rejected_traffic=(isinstance(self.logs_rejected_traffic, bool), "True or False"),
         )
         if whole(self.availability_zones, 2, 3) and whole(self.nats, self.availability_zones + 1, 3):
             yield "nats", self.nats, f"at most one in each of {self.availability_zones} zones"

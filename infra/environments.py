@@ -26,7 +26,9 @@ DEV: Final = Environment(
 
 STAGING: Final = Environment(
     name="staging",
-    network=NewNetwork(availability_zones=2, nat="gateway", nats=1, cidr="10.41.0.0/16"),
+    network=NewNetwork(
+        availability_zones=2, nat="gateway", nats=1, cidr="10.41.0.0/16", logs_rejected_traffic=True
+    ),
     kafka=NewKafka(version="3.9.x.kraft", instance_type="kafka.m7g.large", brokers=2, volume_gib=100),
     database=NewDatabase(min_capacity=0.5, max_capacity=8, reader=False),
     sending=replace(DEV.sending, default_sender="staging@example.com"),
@@ -36,7 +38,9 @@ STAGING: Final = Environment(
 
 PROD: Final = Environment(
     name="prod",
-    network=NewNetwork(availability_zones=3, nat="gateway", nats=3, cidr="10.42.0.0/16"),
+    network=NewNetwork(
+        availability_zones=3, nat="gateway", nats=3, cidr="10.42.0.0/16", logs_rejected_traffic=True
+    ),
     kafka=NewKafka(version="3.9.x.kraft", instance_type="kafka.m7g.large", brokers=3, volume_gib=500),
     database=NewDatabase(min_capacity=0.5, max_capacity=32, reader=True),
     sending=Sending(

@@ -10,12 +10,13 @@ from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
 from campaign_jobs.catalog import EventJobType, Lane
+from infra.acknowledged import acknowledge
 from infra.environment_settings import Environment
 from infra.functions import JobFunction
 from infra.kafka_cluster import KafkaCluster
 from infra.layers import Layers
 from infra.network import Network
-from infra.queues import create_queue
+from infra.queues import create_queue, read_queue
 
 # Messages come one at a time, so just above the timeout serves better than the customary six of it.
 _VISIBILITY_MARGIN_SECONDS: Final = 30
@@ -67,6 +68,11 @@ class EventWorker(Construct):
                 **(variables or {}),
             },
         )
+        acknowledge(
+            self.function,
+            "Mappings invoke it and wait; it sends dead letters itself, each with its reason",
+            "Serverless-LambdaDLQ",
+        )
         self.dead_letter_queue.grant_send_messages(self.function)
         for lane, queue in self.retry_queues.items():
             self._let_retry(lane, queue)
@@ -115,6 +121,11 @@ class EventWorker(Construct):
             max_batching_window=Duration.seconds(lane.batching_window_seconds),
             filters=None if pattern is None else [lambda_.FilterCriteria.filter(pattern)],
         )
+        acknowledge(
+            mapping,
+            "Only provisioned pollers heed a destination; the function fails no batch for the sake of one record",
+            "Serverless-LambdaEventSourceMappingDestination",
+        )
         kafka.grant_consume(self.function, consumer_group)
         if kafka.topic is not None:
             # A mapping of a topic that is not there yet fails.
@@ -122,7 +133,8 @@ class EventWorker(Construct):
 
     @staticmethod
     def _map_retry_queue(alias: lambda_.Alias, queue: sqs.Queue) -> None:
-        alias.add_event_source(
+        read_queue(
+            alias,
             # Alone in its batch, a message stays when the function fails and goes when it succeeds.
-            event_sources.SqsEventSource(queue, batch_size=1, max_concurrency=_RETRY_CONCURRENCY)
+            event_sources.SqsEventSource(queue, batch_size=1, max_concurrency=_RETRY_CONCURRENCY),
         )

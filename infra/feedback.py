@@ -10,12 +10,13 @@ from aws_cdk import aws_ses as ses
 from constructs import Construct
 
 from campaign_jobs.catalog import FEEDBACK
+from infra.acknowledged import acknowledge
 from infra.database import Database
 from infra.environment_settings import Environment
 from infra.functions import JobFunction
 from infra.layers import Layers
 from infra.network import Network
-from infra.queues import create_queue
+from infra.queues import create_queue, read_queue
 
 # All that says where a mail has got to. Opened and clicked would need tracking in the mails.
 _EVENTS: Final = (
@@ -69,7 +70,13 @@ class Feedback(Construct):
             memory_mb=FEEDBACK.memory_mb,
             variables={},
         )
-        self.function.add_event_source(
+        acknowledge(
+            self.function,
+            "Its mapping invokes it and waits; SQS moves what fails too often to the queue's dead-letter queue",
+            "Serverless-LambdaDLQ",
+        )
+        read_queue(
+            self.function,
             event_sources.SqsEventSource(
                 self.queue,
                 batch_size=FEEDBACK.batch_size,
@@ -77,7 +84,7 @@ class Feedback(Construct):
                 max_concurrency=_CONCURRENCY,
                 # One message that cannot be read must not bring its neighbors back.
                 report_batch_item_failures=True,
-            )
+            ),
         )
         database.grant_connect(self.function)
 

@@ -8,6 +8,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
+from infra.acknowledged import acknowledge
 from infra.environment_settings import Environment
 from infra.layers import ARCHITECTURE, REPOSITORY, RUNTIME, Layers
 from infra.log_groups import create_log_group
@@ -55,8 +56,12 @@ class JobFunction(lambda_.Function):
             description=description,
         )
         log_group.grant_write(role)
-        # These actions know no resources: Lambda uses them to put the function into its subnets.
         role.add_to_policy(iam.PolicyStatement(actions=_NETWORK_INTERFACES, resources=["*"]))
+        acknowledge(
+            role,
+            "Lambda puts the function into its subnets by actions that know no resources",
+            "AwsSolutions-IAM5[Resource::*]",
+        )
         security_group = ec2.SecurityGroup(
             scope,
             f"{id}SecurityGroup",
@@ -86,4 +91,15 @@ class JobFunction(lambda_.Function):
             vpc=network.vpc,
             vpc_subnets=ec2.SubnetSelection(subnets=network.private_subnets.subnets),
             security_groups=[security_group],
+        )
+        acknowledge(
+            self,
+            "Code, layers and tests are of this Python; a newer one is a change of its own",
+            "AwsSolutions-L1",
+            "Serverless-LambdaLatestVersion",
+        )
+        acknowledge(
+            self,
+            "Logs and metrics carry each event's id; nobody would read traces besides",
+            "Serverless-LambdaTracing",
         )

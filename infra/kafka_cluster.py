@@ -1,12 +1,13 @@
 """The MSK cluster, its topic, and who may do what with them."""
 
-from aws_cdk import Fn, custom_resources
+from aws_cdk import Fn, Stack, custom_resources
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_msk as msk
 from constructs import Construct
 
 from campaign_jobs import catalog
+from infra.acknowledged import acknowledge
 from infra.environment_settings import Environment, ExistingKafka, NewKafka
 from infra.log_groups import create_log_group
 from infra.network import Network
@@ -14,6 +15,9 @@ from infra.retention import keep
 
 IAM_PORT = 9098
 _RETENTION_HOURS = 7 * 24
+_LOOKUP_MEMORY_MB = 256
+# The one function of CDK's that makes the stack's calls of the AWS API, by the id that it has in every stack.
+_LOOKUP_FUNCTION = f"AWS{custom_resources.AwsCustomResource.PROVIDER_FUNCTION_UUID.replace('-', '')}"
 
 
 class KafkaCluster(Construct):
@@ -198,6 +202,13 @@ class KafkaCluster(Construct):
             ),
             install_latest_aws_sdk=False,
             log_group=log_group,
+            memory_size=_LOOKUP_MEMORY_MB,
+        )
+        acknowledge(
+            Stack.of(self).node.find_child(_LOOKUP_FUNCTION),
+            "The deployment waits for the answer, and shows what went wrong",
+            "Serverless-LambdaDLQ",
+            "Serverless-LambdaTracing",
         )
         return lookup.get_response_field("BootstrapBrokerStringSaslIam")
 

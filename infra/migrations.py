@@ -5,6 +5,7 @@ from constructs import Construct
 
 from campaign_jobs.catalog import MIGRATIONS
 from campaign_jobs.database import migrations
+from infra.acknowledged import acknowledge
 from infra.database import Database
 from infra.environment_settings import Environment
 from infra.functions import JobFunction
@@ -39,6 +40,12 @@ class Migrations(Construct):
         database.let_in(self.function)
         # CloudFormation calls it asynchronously, and takes one answer: a second try would answer nobody.
         self.function.configure_async_invoke(retry_attempts=0)
+        acknowledge(
+            self.function,
+            "The deployment waits for the answer, and shows what went wrong",
+            "Serverless-LambdaDLQ",
+            "Serverless-LambdaAsyncFailureDestination",
+        )
         # All that it takes: the function's role, log group and way out, the writer, and the network between them.
         before = [*self.node.children, database, network]
         schema = CustomResource(

@@ -6,7 +6,9 @@ from aws_cdk import Annotations, Fn
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
+from infra.acknowledged import acknowledge
 from infra.environment_settings import Environment, ExistingNetwork, NewNetwork
+from infra.log_groups import create_log_group
 from infra.retention import keep
 
 _SECURE_PORT: Final = ec2.Port.tcp(443)
@@ -25,6 +27,7 @@ class Network(Construct):
             self._take(environment.network)
         else:
             self._create(environment.network)
+            self._log_rejected_traffic(environment, environment.network)
             # All of it, the ways in and out included: what is kept must be of use to the next stack as it stands.
             keep(environment, self)
 
@@ -77,6 +80,8 @@ class Network(Construct):
             },
         )
         if self._nat is not None:
+            for instance in self._nat.gateway_instances:
+                self._harden(instance)
             for port, what in ((_SECURE_PORT, "AWS services and webhooks"), (WEBHOOK_PORTS, "Webhooks")):
                 self._nat.connections.allow_from(ec2.Peer.ipv4(new.cidr), port, what)
         self.private_subnets = self.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
@@ -101,3 +106,34 @@ class Network(Construct):
             user_data=user_data,
         )
         return self._nat
+
+    @staticmethod
+    def _harden(instance: ec2.Instance) -> None:
+        instance.instance.block_device_mappings = [
+            ec2.CfnInstance.BlockDeviceMappingProperty(
+                device_name="/dev/xvda", ebs=ec2.CfnInstance.EbsProperty(encrypted=True)
+            )
+        ]
+        acknowledge(
+            instance,
+            "It holds nothing and may be replaced at any time, which is why it is cheap",
+            "AwsSolutions-EC28",
+            "AwsSolutions-EC29",
+        )
+
+    def _log_rejected_traffic(self, environment: Environment, new: NewNetwork) -> None:
+        """What is let through is nobody's question, and most of the cost."""
+        if not new.logs_rejected_traffic:
+            acknowledge(self.vpc, "This environment's settings save the cost", "AwsSolutions-VPC7")
+            return
+        log_group = create_log_group(
+            self,
+            "RejectedTraffic",
+            name=f"/campaign-jobs/{environment.name}/rejected-traffic",
+            environment=environment,
+        )
+        self.vpc.add_flow_log(
+            "FlowLog",
+            destination=ec2.FlowLogDestination.to_cloud_watch_logs(log_group),
+            traffic_type=ec2.FlowLogTrafficType.REJECT,
+        )

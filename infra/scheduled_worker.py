@@ -11,6 +11,7 @@ from aws_cdk import aws_lambda_destinations as destinations
 from constructs import Construct
 
 from campaign_jobs.catalog import ScheduledJobType
+from infra.acknowledged import acknowledge
 from infra.environment_settings import Environment
 from infra.functions import JobFunction
 from infra.layers import Layers
@@ -56,6 +57,12 @@ class ScheduledWorker(Construct):
         self.failed_runs = create_queue(
             self, "FailedRuns", name=environment.resource_name(f"{job_type.name}-failed-runs")
         )
+        acknowledge(
+            self.function,
+            "Its on-failure destination keeps the event of a run that failed, with the reason",
+            "Serverless-LambdaDLQ",
+        )
+        acknowledge(self.failed_runs, "It is where failed runs end", "AwsSolutions-SQS3")
         # A tick that is older than the interval is worth nothing: the next one does the same work.
         max_event_age = Duration.seconds(int(min(interval, _OLDEST_TICK).total_seconds()))
         # EventBridge's part ends when Lambda has taken the event; what comes then is the function's own.

@@ -8,6 +8,7 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from campaign_jobs.catalog import UNSUBSCRIBE
+from infra.acknowledged import acknowledge
 from infra.environment_settings import CustomDomain, Environment
 from infra.functions import JobFunction
 from infra.layers import Layers
@@ -35,6 +36,7 @@ class Unsubscribe(Construct):
             memory_mb=UNSUBSCRIBE.memory_mb,
             variables={},
         )
+        acknowledge(self.function, "Whoever calls waits for the answer", "Serverless-LambdaDLQ")
         self._let_read_keys(self.function)
         self.dns_records: dict[str, str] = {}
         """What the custom domain's DNS must carry, by a name for each."""
@@ -51,7 +53,7 @@ class Unsubscribe(Construct):
             return secretsmanager.Secret.from_secret_complete_arn(
                 self, "Keys", environment.unsubscribe_keys_secret_arn
             )
-        return secretsmanager.Secret(
+        keys = secretsmanager.Secret(
             self,
             "Keys",
             secret_name=environment.resource_name("unsubscribe-keys"),
@@ -62,6 +64,12 @@ class Unsubscribe(Construct):
             # Without them the links of all mails that have been sent are dead.
             removal_policy=removal_policy(environment),
         )
+        acknowledge(
+            keys,
+            "Rotated by hand: the keys of mails that have been sent must stay behind the new one",
+            "AwsSolutions-SMG4",
+        )
+        return keys
 
     def _serve_at(self, domain: CustomDomain) -> str:
         """A function URL cannot carry a name of ours; an HTTP API can, and hands on events of the same format."""
@@ -72,7 +80,7 @@ class Unsubscribe(Construct):
             certificate=acm.Certificate.from_certificate_arn(self, "Certificate", domain.certificate_arn),
             security_policy=apigatewayv2.SecurityPolicy.TLS_1_2,
         )
-        apigatewayv2.HttpApi(
+        api = apigatewayv2.HttpApi(
             self,
             "Api",
             api_name=self.function.function_name,
@@ -81,6 +89,23 @@ class Unsubscribe(Construct):
             default_integration=integrations.HttpLambdaIntegration("Integration", self.function),
             # Whoever has the link knows the name; a second way in would only be one more to watch.
             disable_execute_api_endpoint=True,
+        )
+        acknowledge(
+            api.node.find_child("DefaultRoute"),
+            "The token in the link is what authorizes: mail providers have nothing else to show (RFC 8058)",
+            "AwsSolutions-APIG4",
+        )
+        stage = api.node.find_child("DefaultStage")
+        acknowledge(
+            stage,
+            "The function logs how each request ended; here, tokens and people's addresses would be logged besides",
+            "AwsSolutions-APIG1",
+            "Serverless-APIGWAccessLogging",
+        )
+        acknowledge(
+            stage,
+            "Whoever is turned away stays subscribed, so nothing is turned away below the account's own limit",
+            "Serverless-APIGWDefaultThrottling",
         )
         self.dns_records = {"UnsubscribeDomain": f"{domain.name} CNAME {name.regional_domain_name}"}
         return f"https://{domain.name}"

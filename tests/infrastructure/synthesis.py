@@ -124,10 +124,15 @@ class Synthesis:
                     yield logical_id, statement
 
 
-def synthesise(environment: Environment, directory: Path) -> Synthesis:
+def build(environment: Environment, directory: Path) -> tuple[cdk.App, CampaignJobsStack]:
+    """The app as app.py builds it, not synthesized yet."""
     context: Mapping[str, Any] = json.loads((REPOSITORY / "cdk.json").read_text())["context"]
     app = cdk.App(context=dict(context), outdir=str(directory / environment.name))
-    stack = CampaignJobsStack(app, f"campaign-jobs-{environment.name}", environment=environment)
+    return app, CampaignJobsStack(app, environment.stack_name, environment=environment)
+
+
+def synthesise(environment: Environment, directory: Path) -> Synthesis:
+    app, stack = build(environment, directory)
     assembly = app.synth()
     template = assembly.get_stack_by_name(stack.stack_name).template
     return Synthesis(environment, template, Path(assembly.directory))

@@ -208,3 +208,17 @@ def test_only_what_knows_no_resources_is_allowed_on_everything(synthesis: Synthe
         "ec2:DeleteNetworkInterface",
         "ec2:UnassignPrivateIpAddresses",
     }
+
+
+def test_no_role_takes_a_policy_that_aws_may_widen(synthesis: Synthesis) -> None:
+    """But CDK's own, of the function that empties a new VPC's default security group."""
+    taking = {
+        logical_id: role["Properties"]["ManagedPolicyArns"]
+        for logical_id, role in synthesis.resources("AWS::IAM::Role").items()
+        if role["Properties"].get("ManagedPolicyArns")
+    }
+    assert [logical_id for logical_id in taking if "VpcRestrictDefaultSG" not in logical_id] == []
+    for policies in taking.values():
+        assert policies == [
+            {"Fn::Sub": "arn:${AWS::Partition}:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"}
+        ]
