@@ -76,6 +76,9 @@ synth: $(DEV) $(CDK) ## Synthesize the stack of one environment, e.g. make synth
 	@npx --no-install cdk synth --quiet -c env=$(ENV)
 ENV ?= dev
 
+snapshots: $(DEV) ## Write each environment's template down, and what of it must stay, for review
+	@UPDATE_SNAPSHOTS=1 python -m pytest --quiet tests/infrastructure/test_snapshots.py tests/infrastructure/test_frozen.py
+
 fuzz: $(FUZZ) ## Try hard to break what parses bytes from outside, e.g. make fuzz ARGS="--seconds 60 --target records"
 	@$(FUZZ_VENV)/bin/python -m tests.fuzz $(ARGS)
 
@@ -134,4 +137,4 @@ $(CDK): package-lock.json package.json | $(DEV)
 	@npm ci --silent --no-audit --no-fund
 	@touch $@
 
-.PHONY: demo chaos local test crash fuzz check gates format format-check lint types imports synth schemas bench lock clean help mutants
+.PHONY: demo chaos local test crash fuzz check gates format format-check lint types imports synth snapshots schemas bench lock clean help mutants
