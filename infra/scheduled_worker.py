@@ -20,7 +20,6 @@ from infra.queues import create_queue
 
 # Lambda's most for asynchronous invocations. A run that failed is also made up for by the next one.
 _RETRY_ATTEMPTS: Final = 2
-_OLDEST_TICK: Final = timedelta(hours=6)
 
 
 class ScheduledWorker(Construct):
@@ -63,8 +62,8 @@ class ScheduledWorker(Construct):
             "Serverless-LambdaDLQ",
         )
         acknowledge(self.failed_runs, "It is where failed runs end", "AwsSolutions-SQS3")
-        # A tick that is older than the interval is worth nothing: the next one does the same work.
-        max_event_age = Duration.seconds(int(min(interval, _OLDEST_TICK).total_seconds()))
+        # Not by the interval, which the console may have changed since.
+        max_event_age = Duration.seconds(job_type.max_tick_age_seconds)
         # EventBridge's part ends when Lambda has taken the event; what comes then is the function's own.
         self.function.configure_async_invoke(
             retry_attempts=_RETRY_ATTEMPTS,

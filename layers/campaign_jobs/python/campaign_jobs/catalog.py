@@ -75,6 +75,9 @@ class ScheduledJobType:
     interval_setting: str
     default_interval: str
     """Go duration syntax, whole minutes."""
+    max_tick_age_seconds: int
+    """How old a tick may get before it is set aside, whatever interval the rule has by now: as long as a run and its
+    retries take, at least."""
     timeout_seconds: int
     memory_mb: int
 
@@ -180,6 +183,7 @@ ANALYTICS: Final = ScheduledJobType(
     name="analytics",
     interval_setting="ANALYTICS_INTERVAL",
     default_interval="1h",
+    max_tick_age_seconds=3_600,
     timeout_seconds=300,
     memory_mb=512,
 )
@@ -188,6 +192,7 @@ FRAUD: Final = ScheduledJobType(
     name="fraud",
     interval_setting="FRAUD_DETECTION_INTERVAL",
     default_interval="15m",
+    max_tick_age_seconds=3_600,
     timeout_seconds=600,
     memory_mb=1_024,
 )
@@ -197,6 +202,8 @@ RELAY: Final = ScheduledJobType(
     # Not tuned by anyone: the relay keeps looking between two ticks.
     interval_setting="",
     default_interval="1m",
+    # Lambda's least. The next tick is there before a retry would be.
+    max_tick_age_seconds=60,
     timeout_seconds=90,
     memory_mb=256,
 )
