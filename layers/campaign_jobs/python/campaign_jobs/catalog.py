@@ -21,6 +21,35 @@ DEFAULT_CONSUMER_GROUP: Final = "job-workers"
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A metric of ours that alarms stand on. All have two dimensions: `service`, a job type, and FUNCTION_DIMENSION."""
+
+    name: str
+    dimension: str | None = None
+    """One more, where there are several of it."""
+
+    def dimensions(self, which: str) -> dict[str, str]:
+        """What tells one of several apart from the others."""
+        return {} if self.dimension is None else {self.dimension: which}
+
+
+METRICS_NAMESPACE: Final = "campaign-jobs"
+FUNCTION_DIMENSION: Final = "function_name"
+"""The function's name carries the environment's, of which an account may have several."""
+
+HEARTBEAT_AGE: Final = Metric("heartbeat_age", "consumer_group")
+"""By relay: seconds since the last heartbeat was published that a consumer group has got through."""
+OUTBOX_AGE: Final = Metric("outbox_age")
+"""By relay: seconds that the oldest event has waited in the outbox."""
+WATERMARK_AGE: Final = Metric("watermark_age", "job_type")
+"""By relay: seconds that a watermark is behind where its rule's present schedule should have brought it."""
+RETRY_AGE: Final = Metric("retry_age", "lane")
+"""By each function: seconds since a record from a retry queue was first received."""
+BATCH_STOPPED: Final = Metric("batch_stopped")
+"""By each function that takes batches: how many it has failed, so that their source keeps them."""
+
+
+@dataclass(frozen=True)
 class Lane:
     """One event-source mapping of a job type, with a consumer group and a retry queue of its own."""
 
@@ -239,6 +268,8 @@ EVENT_JOB_TYPES: Final = (EMAIL, POSITION, REWARD, UNROUTABLE)
 SCHEDULED_JOB_TYPES: Final = (ANALYTICS, FRAUD, RELAY)
 QUEUE_JOB_TYPES: Final = (FEEDBACK,)
 WEB_FUNCTIONS: Final = (UNSUBSCRIBE,)
+JOB_TYPES_WITH_WATERMARK: Final = (ANALYTICS, FRAUD)
+"""Their rules are tuned; each run goes on where the one before has left its watermark."""
 
 LANE_BY_EVENT_TYPE: Final = {
     event_type: lane

@@ -8,14 +8,12 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Final
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit
 
+from campaign_jobs.catalog import FUNCTION_DIMENSION, METRICS_NAMESPACE
 from campaign_jobs.settings import function_name
-
-NAMESPACE: Final = "campaign-jobs"
 
 
 @cache
@@ -44,7 +42,7 @@ def publish_metrics(
     Its dimensions are the service, the function's name, which tells the environments of an account apart, and those
     that are given.
     """
-    metrics = Metrics(namespace=NAMESPACE, service=service)
+    metrics = Metrics(namespace=METRICS_NAMESPACE, service=service)
     for name, text in (_of_this_function() | dimensions).items():
         metrics.add_dimension(name, text)
     for name, value in counts.items():
@@ -68,4 +66,4 @@ def measuring_run(service: str) -> Iterator[dict[str, float]]:
 
 def _of_this_function() -> dict[str, str]:
     name = function_name()
-    return {} if name is None else {"function_name": name}
+    return {} if name is None else {FUNCTION_DIMENSION: name}

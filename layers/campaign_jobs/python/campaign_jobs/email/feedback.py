@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from campaign_jobs.catalog import FEEDBACK
+from campaign_jobs.catalog import BATCH_STOPPED, FEEDBACK
 from campaign_jobs.database.batches import in_batch
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email.proof import accept_proven
@@ -98,7 +98,7 @@ class Feedback:
             parts, refused = in_batch(self._database, received, _record)
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
-            publish_metrics(FEEDBACK.name, {"batch_stopped": 1})
+            publish_metrics(FEEDBACK.name, {BATCH_STOPPED.name: 1})
             raise
         for item, refusal in refused:
             failed.append(item.message_id)

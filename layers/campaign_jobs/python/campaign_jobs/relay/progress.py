@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from campaign_jobs.catalog import RELAY
+from campaign_jobs.catalog import HEARTBEAT_AGE, OUTBOX_AGE, RELAY, WATERMARK_AGE
 from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs.observability import logger_of, publish_metrics
@@ -77,18 +77,20 @@ class Progress:
         with self._database.transaction() as connection:
             ages = self._heartbeats.ages(connection)
         for consumer_group, age in ages.items():
-            publish_metrics(RELAY.name, {}, {"heartbeat_age": age}, consumer_group=consumer_group)
+            told_apart = HEARTBEAT_AGE.dimensions(consumer_group)
+            publish_metrics(RELAY.name, {}, {HEARTBEAT_AGE.name: age}, **told_apart)
 
     def _outbox_age(self) -> None:
         with self._database.transaction() as connection:
             (age,) = connection.execute(_OUTBOX_AGE).fetchone() or (0.0,)
-        publish_metrics(RELAY.name, {}, {"outbox_age": max(age, 0.0)})
+        publish_metrics(RELAY.name, {}, {OUTBOX_AGE.name: max(age, 0.0)})
 
     def _watermark_age(self) -> None:
         with self._database.transaction() as connection:
             ages = schedules.ages(connection, self._schedules)
         for job_type, age in ages.items():
-            publish_metrics(RELAY.name, {}, {"watermark_age": age}, job_type=job_type)
+            told_apart = WATERMARK_AGE.dimensions(job_type)
+            publish_metrics(RELAY.name, {}, {WATERMARK_AGE.name: age}, **told_apart)
 
     @staticmethod
     def _try(otherwise: str, work: Callable[[], None]) -> None:

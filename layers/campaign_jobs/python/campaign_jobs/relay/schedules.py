@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from campaign_jobs.catalog import ANALYTICS, FRAUD, RELAY, ScheduledJobType
+from campaign_jobs.catalog import JOB_TYPES_WITH_WATERMARK, RELAY, ScheduledJobType
 from campaign_jobs.database.connection import LONGEST_FUNCTION_SECONDS, Connection
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs.observability import logger_of
@@ -20,8 +20,6 @@ from campaign_jobs.settings import RelaySettings
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
 
-JOB_TYPES: Final = (ANALYTICS, FRAUD)
-"""Those that have a watermark."""
 DISABLED: Final = "disabled"
 _LONGEST_RUN: Final = timedelta(seconds=LONGEST_FUNCTION_SECONDS)
 
@@ -50,7 +48,7 @@ class Rules:
     def schedules(self) -> dict[str, str]:
         """By job type; DISABLED where the rule is. Without a job type whose rule cannot be read, which is logged."""
         found: dict[str, str] = {}
-        for job_type in JOB_TYPES:
+        for job_type in JOB_TYPES_WITH_WATERMARK:
             name = self._settings.rule_of(job_type)
             try:
                 found[job_type.name] = self._of_settings(job_type) if name is None else self._of_rule(name)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from campaign_jobs import events
-from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
+from campaign_jobs.catalog import BATCH_STOPPED, HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
 from campaign_jobs.database.batches import Refusal
 from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, InvalidEvent, InvocationTooShort, NotOurs, UnknownLane
@@ -139,7 +139,7 @@ class Pipeline:
                 store_heartbeats(self._database, group, heartbeats, self._logger)
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
-            publish_metrics(self._job_type.name, {"batch_stopped": 1})
+            publish_metrics(self._job_type.name, {BATCH_STOPPED.name: 1})
             if lane is None or not (
                 renewed := self._settler.renew(event, self._settings.retry_queue_url(lane))
             ):

@@ -6,7 +6,7 @@ from typing import Final
 
 from aws_lambda_powertools import Logger
 
-from campaign_jobs.catalog import EventJobType, Lane
+from campaign_jobs.catalog import RETRY_AGE, EventJobType, Lane
 from campaign_jobs.database.connection import Database
 from campaign_jobs.observability import publish_metrics
 from campaign_jobs.worker.messages import Received
@@ -65,4 +65,6 @@ def publish_retry_age(
     """
     ages = [(now - item.first_received_at).total_seconds() for item in received if item.from_retry_queue]
     if ages:
-        publish_metrics(job_type.name, {}, {"retry_age": max(0.0, *ages)}, lane=lane.name)
+        publish_metrics(
+            job_type.name, {}, {RETRY_AGE.name: max(0.0, *ages)}, **RETRY_AGE.dimensions(lane.name)
+        )

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from campaign_jobs import events
-from campaign_jobs.catalog import HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, UNROUTABLE, Lane
+from campaign_jobs.catalog import BATCH_STOPPED, HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, UNROUTABLE, Lane
 from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, NotOurs
 from campaign_jobs.observability import logger_of, publish_metrics
@@ -63,7 +63,7 @@ class Unroutable:
                 store_heartbeats(self._database, group, heartbeats, self._logger)
         except BatchStopped as error:
             self._logger.error("batch stopped", extra={"reason": str(error)})
-            publish_metrics(UNROUTABLE.name, {"batch_stopped": 1})
+            publish_metrics(UNROUTABLE.name, {BATCH_STOPPED.name: 1})
             if lane is None or not (
                 renewed := self._settler.renew(event, self._settings.retry_queue_url(lane))
             ):
