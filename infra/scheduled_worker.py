@@ -7,6 +7,7 @@ from typing import Final
 from aws_cdk import Duration
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda_destinations as destinations
 from constructs import Construct
 
@@ -37,6 +38,8 @@ class ScheduledWorker(Construct):
         variables: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(scope, id)
+        self._job_type = job_type
+        self._rule_name = environment.resource_name(job_type.name)
         interval = environment.schedule(job_type)
         own_interval = (
             {job_type.interval_setting: environment.interval(job_type)} if job_type.interval_setting else {}
@@ -73,7 +76,7 @@ class ScheduledWorker(Construct):
         self.rule = events.Rule(
             self,
             "Rule",
-            rule_name=environment.resource_name(job_type.name),
+            rule_name=self._rule_name,
             description=f"Starts the {job_type.name} job of {environment.name}",
             schedule=events.Schedule.rate(Duration.minutes(interval // timedelta(minutes=1))),
             targets=[
@@ -84,4 +87,11 @@ class ScheduledWorker(Construct):
                     max_event_age=max_event_age,
                 )
             ],
+        )
+
+    def show_schedule_to(self, function: JobFunction) -> None:
+        """Let a function read the rule, as it was tuned last."""
+        function.add_environment(self._job_type.rule_name_setting, self._rule_name)
+        iam.Grant.add_to_principal(
+            grantee=function, actions=["events:DescribeRule"], resource_arns=[self.rule.rule_arn]
         )

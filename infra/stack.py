@@ -55,8 +55,11 @@ class CampaignJobsStack(Stack):
             catalog.RELAY,
             KAFKA_BROKERS=self.kafka.bootstrap_brokers,
             KAFKA_JOB_TOPIC=environment.kafka_job_topic,
+            KAFKA_JOB_CONSUMER_GROUP=environment.kafka_job_consumer_group,
             KAFKA_AUTH="iam",
         )
+        for tuned in (analytics, fraud):
+            tuned.show_schedule_to(relay.function)
 
         Feedback(
             self,
