@@ -4,6 +4,8 @@ from aws_cdk import CfnOutput, Stack
 from constructs import Construct
 
 from campaign_jobs import catalog
+from infra.alarms import Alarms
+from infra.dashboard import Dashboard
 from infra.database import Database
 from infra.email_identity import EmailIdentity
 from infra.environment_settings import Environment
@@ -85,6 +87,8 @@ class CampaignJobsStack(Stack):
         reward.function.connections.allow_to_any_ipv4(WEBHOOK_PORTS, "Webhooks")
         self.kafka.grant_publish(relay.function)
         self.kafka.connections.allow_default_port_from(relay.function, "Relay to brokers")
+        self.alarms = Alarms(self, "Alarms", environment=environment, reporting=relay.rule)
+        Dashboard(self, "Dashboard", environment=environment, alarms=self.alarms.all)
         self._put_out(unsubscribe)
 
     def _put_out(self, unsubscribe: Unsubscribe) -> None:
@@ -98,6 +102,7 @@ class CampaignJobsStack(Stack):
                 "For producers in this VPC",
             ),
             "DatabaseSecret": (self.database.secret.secret_arn, "Where PostgreSQL is, and its password"),
+            "AlarmTopic": (self.alarms.topic.topic_arn, "Where alarms go, for whoever subscribes to it"),
             "UnsubscribeUrl": (unsubscribe.url, "Where unsubscribe links begin"),
             **{
                 name: (record, "A record for the domain's DNS")

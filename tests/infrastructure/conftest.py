@@ -4,6 +4,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 from infra import environments
 from tests.infrastructure.synthesis import Synthesis, synthesise
+from tests.infrastructure.watching import Alarm, alarms_of, synthesise_watching
 
 _synthesise_once = cache(synthesise)
 
@@ -25,3 +27,15 @@ def synthesis(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Synthesis:
     return _synthesise_once(environments.DEV, tmp_path_factory.getbasetemp() / "cdk.out")
+
+
+@pytest.fixture(scope="session")
+def watching() -> dict[str, Any]:
+    """The template of dev's alarms and dashboard alone."""
+    return synthesise_watching(environments.DEV)
+
+
+@pytest.fixture(scope="session")
+def alarms(watching: dict[str, Any]) -> dict[str, Alarm]:
+    """Dev's alarms by name, without the environment's part of it."""
+    return alarms_of(watching, environments.DEV)
