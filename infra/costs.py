@@ -27,6 +27,8 @@ SECRET_MONTH: Final = 0.40
 KEY_MONTH: Final = 1.00
 ALARM_MONTH: Final = 0.10
 FREE_ALARMS: Final = 10
+METRIC_MONTH: Final = 0.30
+FREE_METRICS: Final = 10
 LAMBDA_GIB_SECOND: Final = 0.0000133334
 FREE_GIB_SECONDS: Final = 400_000
 QUEUE_MILLION_REQUESTS: Final = 0.40
@@ -70,6 +72,10 @@ def items(template: Mapping[str, Any]) -> Iterator[Item]:
         yield Item(f"Keys: {keys}", keys * KEY_MONTH)
     if alarms := len(of("AWS::CloudWatch::Alarm")):
         yield Item(f"Alarms: {alarms}", max(0, alarms - FREE_ALARMS) * ALARM_MONTH)
+    lanes = sum(len(job_type.lanes) for job_type in catalog.EVENT_JOB_TYPES)
+    # The age of each lane's heartbeat, of analytics' and fraud's watermarks, of the outbox, and three of the run itself.
+    metrics = lanes + 2 + 1 + 3
+    yield Item(f"Metrics: {metrics} that relay reports", max(0, metrics - FREE_METRICS) * METRIC_MONTH)
     # It looks all the time; one run follows the other.
     gib_seconds = catalog.RELAY.memory_mb / 1024 * HOURS * 3600
     yield Item(

@@ -15,7 +15,7 @@ DEV: Final = Environment(
     name="dev",
     network=NewNetwork(availability_zones=2, nat="instance", nats=1),
     # The smallest brokers cannot run KRaft.
-    kafka=NewKafka(version="3.9.x", instance_type="kafka.t3.small", brokers=2, volume_gib=10),
+    kafka=NewKafka(version="3.9.x", instance_type="kafka.t3.small", brokers=2, volume_gib=4),
     database=NewDatabase(min_capacity=0.5, max_capacity=2, reader=False),
     sending=Sending(
         domain="example.com", default_sender="dev@example.com", owns_identity=False, rate_share=0.1

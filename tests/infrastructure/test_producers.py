@@ -77,6 +77,7 @@ def test_outputs_name_what_an_operator_needs(synthesis: Synthesis) -> None:
         "ProducerSecurityGroup",
         "DatabaseSecret",
         "UnsubscribeUrl",
+        "AlarmTopic",
     }
     records = {"Dkim1", "Dkim2", "Dkim3", "MailFromMx", "MailFromSpf"}
     owner = synthesis.environment.name == "prod"

@@ -27,7 +27,12 @@ WHERE known.published_at IS NULL OR known.published_at < EXCLUDED.published_at
 
 
 def publish_batch(job_type: EventJobType, counts: Mapping[str, int], seconds: float) -> None:
-    """Publish what became of a batch, how many records it had, and how long it took."""
+    """Publish what became of a batch, how many records it had, and how long it took.
+
+    Nothing of heartbeats alone: CloudWatch charges for each metric of an hour in which something was said about it.
+    """
+    if counts.keys() == {"heartbeats"}:
+        return
     always = dict.fromkeys(ALWAYS_COUNTED, 0)
     publish_metrics(
         job_type.name, {**always, **counts, "batch_size": sum(counts.values())}, {"duration": seconds}
