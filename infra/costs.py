@@ -73,7 +73,7 @@ def items(template: Mapping[str, Any]) -> Iterator[Item]:
     if alarms := len(of("AWS::CloudWatch::Alarm")):
         yield Item(f"Alarms: {alarms}", max(0, alarms - FREE_ALARMS) * ALARM_MONTH)
     lanes = sum(len(job_type.lanes) for job_type in catalog.EVENT_JOB_TYPES)
-    # The age of each lane's heartbeat, of analytics' and fraud's watermarks, of the outbox, and three of the run itself.
+    # The ages of heartbeats, of analytics' and fraud's watermarks and of the outbox, and three of the run itself.
     metrics = lanes + 2 + 1 + 3
     yield Item(f"Metrics: {metrics} that relay reports", max(0, metrics - FREE_METRICS) * METRIC_MONTH)
     # It looks all the time; one run follows the other.
