@@ -1,5 +1,6 @@
 """A stack can be deleted and deployed again: what is kept is kept whole, and the next stack takes it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,3 +207,10 @@ def test_names_that_cloudformation_makes_up_are_for_what_may_come_back_by_itself
         if roles_that_may & set(references(function["Properties"]["Role"])):
             assert "LoggingConfig" not in function["Properties"]
             assert "FunctionName" not in function["Properties"]
+
+
+def test_the_ids_to_note_are_those_of_what_is_kept(synthesis: Synthesis, repository: Path) -> None:
+    noted = re.findall(r"# …?(\w+)…", (repository / "docs" / "deploying.md").read_text())
+    assert len(noted) == 8
+    if synthesis.environment.retain_data:
+        assert [name for name in noted if not any(name in logical_id for logical_id in kept(synthesis))] == []
