@@ -54,6 +54,21 @@ class Synthesis:
     def function(self, name: str) -> tuple[str, Resource]:
         return self.named("AWS::Lambda::Function", "FunctionName", name)
 
+    def environ(self, name: str) -> dict[str, str]:
+        """A function's environment, with a plausible text in the place of what only the deployment knows."""
+        deployed = {
+            "DATABASE_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:111122223333:secret:database",
+            "UNSUBSCRIBE_KEYS_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:111122223333:secret:keys",
+            "KAFKA_BROKERS": "b-1.example.com:9098,b-2.example.com:9098",
+        }
+        _, function = self.function(name)
+        return {
+            variable: value
+            if isinstance(value, str)
+            else deployed.get(variable, "https://sqs.us-east-1.amazonaws.com/111122223333/queue")
+            for variable, value in function["Properties"]["Environment"]["Variables"].items()
+        }
+
     def alias(self, function_name: str, alias_name: str) -> Resource:
         """What a mapping names to invoke a function by one of its aliases."""
         function, _ = self.function(function_name)

@@ -151,6 +151,11 @@ def test_functions_read_the_database_s_secret_that_is_there(taken: Synthesis) ->
     assert taken.template["Outputs"]["DatabaseSecret"]["Value"] == EXISTING_DATABASE.secret_arn
 
 
+@pytest.mark.parametrize("name", sorted(settings.BY_FUNCTION))
+def test_what_each_function_gets_can_be_loaded(taken: Synthesis, name: str) -> None:
+    settings.BY_FUNCTION[name].load(taken.environ(name))
+
+
 def test_a_topic_that_is_there_is_left_alone(taken: Synthesis, tmp_path: Any) -> None:
     there = replace(EXISTING_KAFKA, creates_topic=False)
     synthesis = synthesise(replace(ALL_TAKEN, kafka=there), tmp_path)

@@ -33,20 +33,7 @@ def test_each_function_gets_exactly_what_its_settings_read(synthesis: Synthesis,
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_each_function_gets_can_be_loaded(synthesis: Synthesis, name: str) -> None:
-    """With a plausible text in the place of what only the deployment knows."""
-    _, function = synthesis.function(name)
-    deployed = {
-        "DATABASE_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:111122223333:secret:database",
-        "UNSUBSCRIBE_KEYS_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:111122223333:secret:keys",
-        "KAFKA_BROKERS": "b-1.example.com:9098,b-2.example.com:9098",
-    }
-    environ = {
-        variable: value
-        if isinstance(value, str)
-        else deployed.get(variable, "https://sqs.us-east-1.amazonaws.com/111122223333/queue")
-        for variable, value in function["Properties"]["Environment"]["Variables"].items()
-    }
-    settings.BY_FUNCTION[name].load(environ)
+    settings.BY_FUNCTION[name].load(synthesis.environ(name))
 
 
 def test_every_function_of_the_settings_is_deployed_and_no_other(synthesis: Synthesis) -> None:
