@@ -27,6 +27,8 @@ _BEHIND: Final = 5 * _MINUTE
 _BULK_BEHIND: Final = 2 * _HOUR
 # All attempts, and the patience with rows that are not there yet, come to an end within half an hour.
 _RETRIES_END: Final = _HOUR
+# Mail is tried for almost five hours, so that an SES that fails for a morning loses none.
+_MAIL_RETRIES_END: Final = 5 * _HOUR
 # Webhooks are tried for three days, and with the jitter for almost four.
 _WEBHOOK_RETRIES_END: Final = 4 * 24 * _HOUR
 # A message is delayed for fifteen minutes at most, and then taken within seconds.
@@ -297,4 +299,6 @@ def _retries_end(job_type: catalog.EventJobType, lane: catalog.Lane) -> int:
     """Seconds after which an event is neither finished nor a dead letter, although it should be."""
     if job_type is catalog.REWARD:
         return _WEBHOOK_RETRIES_END
-    return _BULK_BEHIND if lane.bulk else _RETRIES_END
+    if job_type is catalog.EMAIL:
+        return _MAIL_RETRIES_END + (_BULK_BEHIND if lane.bulk else 0)
+    return _RETRIES_END
