@@ -1,6 +1,6 @@
 """Builds the layer of third-party code for Lambda, on any machine, without Docker; prints the archive's path.
 
-The CDK command line runs this module when an asset with the layer's hash is not published yet.
+The CDK command line runs this module, with the architecture, when an asset with the layer's hash is not published yet.
 """
 
 import shutil
@@ -12,19 +12,23 @@ from typing import Final
 
 LOCK_FILE: Final = Path(__file__).parent.parent / "layers" / "dependencies" / "requirements.txt"
 PYTHON_VERSION: Final = "3.13"
-# Lambda's Amazon Linux 2023 has glibc 2.34. pip takes each tag literally, so older ones are named as well.
-PLATFORMS: Final = ("manylinux_2_28_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
+# By Lambda's name of the architecture. Its Amazon Linux 2023 has glibc 2.34; pip takes each tag literally, so older
+# ones are named as well.
+PLATFORMS: Final = {
+    "arm64": ("manylinux_2_28_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64"),
+    "x86_64": ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux_2_17_x86_64"),
+}
 _LAMBDA_LIMIT_BYTES: Final = 250 * 1024 * 1024
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, architecture: str) -> Path:
     """Install the locked wheels below `directory`; return a zip archive of them, laid out as a Lambda layer.
 
     Raises CalledProcessError where a wheel is missing for the platform or does not have the locked hash, and
     ValueError where the layer is larger than Lambda takes.
     """
     layer = directory / "layer"
-    platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    platforms = [argument for platform in PLATFORMS[architecture] for argument in ("--platform", platform)]
     command = [
         sys.executable,
         "-m",
@@ -47,4 +51,4 @@ def build(directory: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(build(Path(tempfile.mkdtemp(prefix="campaign-jobs-layer-"))))
+    print(build(Path(tempfile.mkdtemp(prefix="campaign-jobs-layer-")), sys.argv[1]))

@@ -10,7 +10,7 @@ from constructs import Construct
 
 from infra.acknowledged import acknowledge
 from infra.environment_settings import Environment
-from infra.layers import ARCHITECTURE, REPOSITORY, RUNTIME, Layers
+from infra.layers import REPOSITORY, RUNTIME, Layers
 from infra.log_groups import create_log_group
 from infra.network import Network
 
@@ -76,7 +76,7 @@ class JobFunction(lambda_.Function):
             function_name=environment.resource_name(name),
             description=description,
             runtime=RUNTIME,
-            architecture=ARCHITECTURE,
+            architecture=layers.architecture,
             code=lambda_.Code.from_asset(
                 str(REPOSITORY / "functions" / name), exclude=["**/__pycache__", "**/*.pyc"]
             ),

@@ -13,12 +13,16 @@ from infra.build_dependencies import LOCK_FILE, PLATFORMS, PYTHON_VERSION
 
 REPOSITORY: Final = Path(__file__).parent.parent
 RUNTIME: Final = lambda_.Runtime.PYTHON_3_13
-ARCHITECTURE: Final = lambda_.Architecture.ARM_64
+ARCHITECTURES: Final = {"arm64": lambda_.Architecture.ARM_64, "x86_64": lambda_.Architecture.X86_64}
+DEFAULT_ARCHITECTURE: Final = "arm64"
 
 
 class Layers(Construct):
+    """`architecture` is that of all functions, whose compiled code is here: arm64, or what `-c architecture=` says."""
+
     def __init__(self, scope: Construct, id: str) -> None:
         super().__init__(scope, id)
+        self.architecture = ARCHITECTURES[self.node.try_get_context("architecture") or DEFAULT_ARCHITECTURE]
         self.campaign_jobs = lambda_.LayerVersion(
             self,
             "CampaignJobs",
@@ -32,16 +36,16 @@ class Layers(Construct):
                 ],
             ),
             compatible_runtimes=[RUNTIME],
-            compatible_architectures=[ARCHITECTURE],
+            compatible_architectures=[self.architecture],
         )
         self.dependencies = self._dependencies()
 
     def _dependencies(self) -> lambda_.ILayerVersion:
         """Built by the CDK command line when it publishes assets, so only deploying downloads anything."""
         location = cdk.Stack.of(self).synthesizer.add_file_asset(
-            source_hash=dependencies_hash(),
+            source_hash=dependencies_hash(self.architecture.name),
             # Run from the directory of cdk.json.
-            executable=["python3", "-m", build_dependencies.__name__],
+            executable=["python3", "-m", build_dependencies.__name__, self.architecture.name],
             display_name="Dependencies layer",
         )
         layer = lambda_.CfnLayerVersion(
@@ -52,13 +56,13 @@ class Layers(Construct):
                 s3_bucket=location.bucket_name, s3_key=location.object_key
             ),
             compatible_runtimes=[RUNTIME.name],
-            compatible_architectures=[ARCHITECTURE.name],
+            compatible_architectures=[self.architecture.name],
         )
         return lambda_.LayerVersion.from_layer_version_arn(self, "DependenciesVersion", layer.ref)
 
 
-def dependencies_hash() -> str:
+def dependencies_hash(architecture: str = DEFAULT_ARCHITECTURE) -> str:
     """Changes with what decides what the layer holds."""
     source = hashlib.sha256(LOCK_FILE.read_bytes())
-    source.update(repr((PYTHON_VERSION, PLATFORMS)).encode())
+    source.update(repr((PYTHON_VERSION, PLATFORMS[architecture])).encode())
     return source.hexdigest()

@@ -139,15 +139,15 @@ class Synthesis:
                     yield logical_id, statement
 
 
-def build(environment: Environment, directory: Path) -> tuple[cdk.App, CampaignJobsStack]:
-    """The app as app.py builds it, not synthesized yet."""
+def build(environment: Environment, directory: Path, **given: str) -> tuple[cdk.App, CampaignJobsStack]:
+    """The app as app.py builds it, not synthesized yet; `given` is what `-c` gives on the command line."""
     context: Mapping[str, Any] = json.loads((REPOSITORY / "cdk.json").read_text())["context"]
-    app = cdk.App(context=dict(context), outdir=str(directory / environment.name))
+    app = cdk.App(context={**context, **given}, outdir=str(directory / environment.name))
     return app, CampaignJobsStack(app, environment.stack_name, environment=environment)
 
 
-def synthesise(environment: Environment, directory: Path) -> Synthesis:
-    app, stack = build(environment, directory)
+def synthesise(environment: Environment, directory: Path, **given: str) -> Synthesis:
+    app, stack = build(environment, directory, **given)
     assembly = app.synth()
     template = assembly.get_stack_by_name(stack.stack_name).template
     return Synthesis(environment, template, Path(assembly.directory))

@@ -127,12 +127,31 @@ def test_the_package_s_layer_holds_the_package_and_nothing_else(dev: Synthesis) 
 def test_third_party_code_is_built_by_a_command_when_deployed(dev: Synthesis, repository: Path) -> None:
     manifest = json.loads((dev.directory / "campaign-jobs-dev.assets.json").read_text())
     source = manifest["files"][layers.dependencies_hash()]["source"]
-    assert source == {"executable": ["python3", "-m", "infra.build_dependencies"]}
+    assert source == {"executable": ["python3", "-m", "infra.build_dependencies", "arm64"]}
     assert f"python{build_dependencies.PYTHON_VERSION}" == layers.RUNTIME.name
-    assert all(platform.endswith("_aarch64") for platform in build_dependencies.PLATFORMS)
+    assert all(platform.endswith("_aarch64") for platform in build_dependencies.PLATFORMS["arm64"])
     assert build_dependencies.LOCK_FILE.relative_to(repository) == Path(
         "layers/dependencies/requirements.txt"
     )
+
+
+def test_another_architecture_is_that_of_every_function_and_layer(tmp_path: Path) -> None:
+    other = synthesise(environments.DEV, tmp_path, architecture="x86_64")
+    functions = [
+        function["Properties"]
+        for function in other.resources("AWS::Lambda::Function").values()
+        if function["Properties"].get("FunctionName") is not None
+    ]
+    assert {tuple(function["Architectures"]) for function in functions} == {("x86_64",)}
+    layer_versions = other.resources("AWS::Lambda::LayerVersion").values()
+    assert {tuple(layer["Properties"]["CompatibleArchitectures"]) for layer in layer_versions} == {
+        ("x86_64",)
+    }
+    manifest = json.loads((other.directory / "campaign-jobs-dev.assets.json").read_text())
+    source = manifest["files"][layers.dependencies_hash("x86_64")]["source"]
+    assert source["executable"][-1] == "x86_64"
+    assert all(platform.endswith("_x86_64") for platform in build_dependencies.PLATFORMS["x86_64"])
+    assert layers.dependencies_hash("x86_64") != layers.dependencies_hash()
 
 
 def test_the_layer_is_built_again_when_lock_file_python_or_platform_change(
@@ -145,7 +164,7 @@ def test_the_layer_is_built_again_when_lock_file_python_or_platform_change(
     for name, value in [
         ("LOCK_FILE", changed),
         ("PYTHON_VERSION", "3.14"),
-        ("PLATFORMS", ("manylinux_2_28_x86_64",)),
+        ("PLATFORMS", {"arm64": ("manylinux_2_34_aarch64",)}),
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(layers, name, value)
