@@ -16,6 +16,9 @@ LOCAL := $(VENV)/.installed-local
 DEV := $(VENV)/.installed-dev
 FUZZ_VENV := .venv-fuzz
 FUZZ := $(FUZZ_VENV)/.installed
+E2E_VENV := .venv-e2e
+E2E := $(E2E_VENV)/.installed
+E2E_NODE := local/emulator/node/node_modules/.installed
 CDK := node_modules/.installed
 
 install = $(VENV)/bin/python -m pip install --quiet --require-hashes -r
@@ -45,6 +48,10 @@ mutants: $(DEV) ## Remove each guard in turn and prove that a test notices, e.g.
 
 crash: $(DEV) ## Stop a process at each boundary of each job, e.g. make crash ARGS="-k relay"
 	@python -m pytest tests/crash -s $(ARGS)
+
+e2e: $(DEV) $(CDK) $(E2E) $(E2E_NODE) ## Deploy the stack to an emulated AWS account, use it, change it, destroy it
+	@CAMPAIGN_JOBS_E2E_PYTHON=$(CURDIR)/$(E2E_VENV)/bin/python \
+		python -m pytest tests/e2e/test_deployment.py tests/e2e/test_runtime_emulator.py $(ARGS)
 
 check: format-check lint types imports test synth ## Run the full local gate: format, lint, types, imports, tests, synth
 	@echo "All checks passed."
@@ -96,17 +103,19 @@ lock: $(DEV) ## Write the lock files from pyproject.toml (uv); ARGS=--upgrade ta
 	$(compile) -c requirements-dev.txt $(in_the_runtime:%=--no-emit-package %) --group functions -o layers/dependencies/requirements.txt
 	$(compile) -c requirements-dev.txt --group local -o local/requirements.txt
 	$(compile) -c requirements-dev.txt --group fuzz -o requirements-fuzz.txt
+	$(compile) $(ARGS) --group e2e -o requirements-e2e.txt
+	$(compile) $(ARGS) --no-deps --group runtime-emulator -o requirements-runtime-emulator.txt
 
 authorities: $(CDK) ## Write the certificates of Amazon RDS's authorities from the npm package that carries them
 	@node infra/authorities.js > layers/campaign_jobs/python/campaign_jobs/database/rds-authorities.pem
 
 clean: ## Remove what these targets made, the environment included (Kafka's jars stay in the user's cache)
-	rm -rf $(VENV) $(FUZZ_VENV) .fuzz .local cdk.out node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FUZZ_VENV) $(E2E_VENV) .fuzz .local cdk.out node_modules $(dir $(E2E_NODE)) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
@@ -132,9 +141,25 @@ $(FUZZ): requirements-fuzz.txt
 	@$(FUZZ_VENV)/bin/python -m pip install --quiet --require-hashes -r $<
 	@touch $@
 
+$(E2E): requirements-e2e.txt requirements-runtime-emulator.txt
+	@for python in $(PYTHON) python3.13 "$$(pyenv prefix 3.13 2> /dev/null)/bin/python" "$$(uv python find 3.13 2> /dev/null)"; do \
+		"$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 13))' 2> /dev/null && break; python=; \
+	done; \
+	test -n "$$python" || { echo "make e2e needs Python 3.13, which the functions run on: make PYTHON=/path/to/python3.13 e2e"; exit 1; }; \
+	echo "Installing the emulated AWS account (some seconds, once) ..."; \
+	"$$python" -m venv --clear $(E2E_VENV)
+	@$(E2E_VENV)/bin/python -m pip install --quiet --require-hashes -r requirements-e2e.txt
+	@$(E2E_VENV)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements-runtime-emulator.txt
+	@touch $@
+
+$(E2E_NODE): local/emulator/node/package-lock.json local/emulator/node/package.json | $(DEV)
+	@echo "Installing what Lambda's Node.js runtime brings (some seconds, once) ..."
+	@npm ci --silent --no-audit --no-fund --prefix local/emulator/node
+	@touch $@
+
 $(CDK): package-lock.json package.json | $(DEV)
 	@echo "Installing the CDK command line (some seconds, once) ..."
 	@npm ci --silent --no-audit --no-fund
 	@touch $@
 
-.PHONY: demo chaos local test crash fuzz check gates format format-check lint types imports synth snapshots schemas bench lock clean help mutants
+.PHONY: demo chaos local test crash fuzz e2e check gates format format-check lint types imports synth snapshots schemas authorities bench lock clean help mutants

@@ -125,7 +125,7 @@ class SesFeedback:
             settings = self._settings
             if settings is None:
                 return
-            for event in _events_of(request, message_id, settings.region, scenario):
+            for event in events_of(request, message_id, settings.region, scenario):
                 if self._random.random() < settings.lost:
                     continue
                 copies = 2 if self._random.random() < settings.repeated else 1
@@ -174,9 +174,10 @@ class SesFeedback:
         )
 
 
-def _events_of(
-    request: dict[str, Any], message_id: str, region: str, scenario: str | None
+def events_of(
+    request: dict[str, Any], message_id: str, region: str, scenario: str | None = None
 ) -> list[dict[str, Any]]:
+    """What SES reports of an accepted mail (a SendEmail request), in its order and without EventBridge's ids."""
     destination = [to for addresses in request.get("Destination", {}).values() for to in addresses]
     configuration_set = request.get("ConfigurationSetName", "local")
     mail = {
