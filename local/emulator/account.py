@@ -110,8 +110,7 @@ class EmulatedAccount(Service):
         function_variables = {
             # The embedded broker knows no IAM.
             "replaced": {"KAFKA_AUTH": "none"},
-            # OpenSSL's way to name the authorities that `sslrootcert=system` means.
-            "added": {"SSL_CERT_FILE": str(self.certificates.ca_file), **self._variables},
+            "added": {"DATABASE_CA_FILE": str(self.certificates.ca_file), **self._variables},
         }
         return {
             "PATH": os.environ.get("PATH", os.defpath),

@@ -13,9 +13,10 @@ def main() -> None:
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
     from ministack import app
 
-    from local.emulator import permissions, resources, ses_events
+    from local.emulator import permissions, public_parameters, resources, ses_events
 
     permissions.install()
+    public_parameters.install()
     resources.install()
     ses_events.install()
     app.main()

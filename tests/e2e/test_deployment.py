@@ -17,7 +17,6 @@ import pytest
 from confluent_kafka import Producer
 
 from campaign_jobs.catalog import DEFAULT_TOPIC
-from campaign_jobs.database import migrations
 from campaign_jobs.events import EmailJobPayload, PositionRecalcJobPayload, RewardDeliveryJobPayload
 from campaign_jobs.producer import JobProducer
 from local.demo.receiver import WebhookReceiver
@@ -75,9 +74,6 @@ def test_the_stack_is_deployed_works_is_changed_and_goes(
     assert unknown(deployment.resource_types()) == set(), "to be added to local/emulator/resource_types.toml"
     for kind, held in deployment.holdings().items():
         assert held > before[kind], f"the look at {kind} sees nothing of the stack"
-
-    # MIGRATIONS: until the stack brings a function that applies them when it is deployed. Then this line goes.
-    migrations.apply(deployment.database_url())
 
     with deployment.database() as connection, JobProducer(brokers=deployment.brokers()) as producer:
         story = Story(deployment, MailCampaign(connection), producer)
