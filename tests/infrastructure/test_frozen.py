@@ -16,7 +16,7 @@ import pytest
 
 from campaign_jobs import catalog
 from infra.environments import DEV
-from tests.infrastructure.freezing import ADVICE, FROZEN_FILE, create_only, freeze, losses
+from tests.infrastructure.freezing import ADVICE, FROZEN_FILE, REPLACEABLE, create_only, freeze, losses
 from tests.infrastructure.synthesis import Synthesis, synthesise
 
 UPDATING = bool(os.environ.get("UPDATE_SNAPSHOTS"))
@@ -178,6 +178,12 @@ def test_what_is_frozen_covers_all_that_the_stack_holds(dev: Synthesis, dev_befo
     assert by_type["AWS::EC2::SecurityGroup"] == 3
     group = dev.one("AWS::MSK::Cluster")[1]["Properties"]["BrokerNodeGroupInfo"]["SecurityGroups"][0]
     assert group["Fn::GetAtt"][0] in dev_before
+
+
+def test_of_each_type_somebody_has_asked_whether_it_may_be_replaced(synthesis: Synthesis) -> None:
+    types = {resource["Type"] for resource in synthesis.template["Resources"].values()}
+    assert types - set(ADVICE) - REPLACEABLE == set()
+    assert set(ADVICE) & REPLACEABLE == set()
 
 
 def test_what_cannot_change_in_place_is_read_from_cloudformation_s_schemas() -> None:
