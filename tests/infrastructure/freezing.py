@@ -78,6 +78,8 @@ REPLACEABLE: Final = {
     "AWS::EC2::SecurityGroupIngress",
     "AWS::EC2::SubnetRouteTableAssociation",
     "AWS::EC2::VPCEndpoint",
+    # Of the alarms' topic alone, which keeps nothing.
+    "AWS::KMS::Key",
     "AWS::EC2::VPCGatewayAttachment",
     "AWS::IAM::InstanceProfile",
     "AWS::IAM::Policy",
