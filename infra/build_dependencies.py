@@ -47,7 +47,10 @@ def build(directory: Path, architecture: str) -> Path:
     size = sum(file.stat().st_size for file in layer.rglob("*") if file.is_file())
     if size > _LAMBDA_LIMIT_BYTES:
         raise ValueError(f"the layer has {size} bytes unzipped; Lambda takes at most {_LAMBDA_LIMIT_BYTES}")
-    return Path(shutil.make_archive(str(directory / "dependencies"), "zip", layer))
+    archive = Path(shutil.make_archive(str(directory / "dependencies"), "zip", layer))
+    zipped = archive.stat().st_size
+    print(f"The dependencies layer: {size / 1e6:.1f} MB unzipped, {zipped / 1e6:.1f} MB zipped", file=sys.stderr)
+    return archive
 
 
 if __name__ == "__main__":
