@@ -3,6 +3,7 @@
 The CDK command line runs this module, with the architecture, when an asset with the layer's hash is not published yet.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -54,4 +55,7 @@ def build(directory: Path, architecture: str) -> Path:
 
 
 if __name__ == "__main__":
-    print(build(Path(tempfile.mkdtemp(prefix="campaign-jobs-layer-")), sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m infra.build_dependencies", description=__doc__)
+    parser.add_argument("architecture", choices=PLATFORMS, help="that of the functions")
+    wanted = parser.parse_args().architecture
+    print(build(Path(tempfile.mkdtemp(prefix="campaign-jobs-layer-")), wanted))
