@@ -66,7 +66,7 @@ class Tuning:
     """Where one run differs from the catalog and from what fits a laptop; nothing, unless it says so."""
 
     timeout_seconds: Mapping[str, float] = field(default_factory=dict)
-    """By function; its retry queues' visibility follows."""
+    """By function; the visibility of its queues follows."""
     concurrency: Mapping[str, int] = field(default_factory=lambda: MAX_CONCURRENCY)
     """Execution environments by function; DEFAULT_CONCURRENCY for the others."""
     members: int = 1
@@ -74,6 +74,8 @@ class Tuning:
     max_batch_size: int | None = None
     """Of Kafka's batches, in every lane; None leaves each lane its own."""
     relay_interval: timedelta | None = None
+    feedback_repeated: float = 0
+    """The share of SES's events that comes twice."""
     handler: Callable[[str], Path] = deployed_handler
     """The handler's file, by function."""
 
@@ -162,7 +164,13 @@ class LocalSystem:
             catalog_queues(timeout_seconds=self._tuning.timeout_seconds),
         )
         if self.aws is not None:
-            self.aws.report(FeedbackSettings(self.queue_urls[catalog.FEEDBACK.queue_setting], REGION))
+            self.aws.report(
+                FeedbackSettings(
+                    self.queue_urls[catalog.FEEDBACK.queue_setting],
+                    REGION,
+                    repeated=self._tuning.feedback_repeated,
+                )
+            )
         self._make_functions()
         self._start_function_urls()
         self._start_mappings()

@@ -55,6 +55,8 @@ def catalog_queues(
         )
     for queue_job_type in QUEUE_JOB_TYPES:
         visibility = queue_job_type.visibility_timeout_seconds
+        if (wanted := (timeout_seconds or {}).get(queue_job_type.name)) is not None:
+            visibility = math.ceil(wanted) + _VISIBILITY_MARGIN_SECONDS
         dead_letters = f"{prefix}-{queue_job_type.name}-dead-letters"
         queues += [
             LocalQueue(queue_job_type.dead_letter_queue_setting, dead_letters, visibility),

@@ -47,12 +47,14 @@ TUNING: Final = Tuning(
         "reward": SETTLING_SECONDS + WEBHOOK_SECONDS + RECORDING_SECONDS + _SECONDS_TO_WORK,
         "position": SETTLING_SECONDS + RUN_RESERVE_SECONDS + _SECONDS_TO_WORK,
         "unroutable": 10,
+        "feedback": 30,
     },
     concurrency={"email": 4, "reward": 3, "position": 3, "unroutable": 2},
     members=2,
     # More batches to be killed in, and a batch that a killer was in is handed on well within the shortest time-out.
     max_batch_size=100,
     relay_interval=timedelta(seconds=10),
+    feedback_repeated=0.1,
     handler=lambda function: Path(__file__).with_name("handler.py"),
 )
 FUNCTION_SETTINGS: Final = {"MISSING_ROW_PATIENCE": "40s", "RETRY_FIRST_DELAY": "1s"}

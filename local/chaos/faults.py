@@ -25,13 +25,14 @@ TITLES: Final[dict[FaultKind, str]] = {
     "pause": "SES pauses the account",
 }
 
-# How likely each function's process is chosen.
+# How likely each function's process is chosen. All but `unsubscribe`, which nobody calls here.
 _FUNCTIONS: Final = {
     "email": 8,
     "reward": 4,
     "position": 2,
     "unroutable": 2,
     "relay": 2,
+    "feedback": 2,
     "analytics": 1,
     "fraud": 1,
 }

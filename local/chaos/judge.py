@@ -98,6 +98,8 @@ class Judge:
             self._positions = _all(connection, "SELECT * FROM campaign_jobs.user_positions")
             self._campaigns = _all(connection, "SELECT * FROM campaign_jobs.campaigns")
             self._metrics = _all(connection, "SELECT * FROM campaign_jobs.campaign_metrics")
+            self._feedback = _all(connection, "SELECT * FROM campaign_jobs.email_events")
+            self._suppressed = _all(connection, "SELECT address FROM campaign_jobs.email_suppressions")
             self._attempts = _all(connection, "SELECT * FROM campaign_jobs.webhook_attempts")
             self._outbox = _all(
                 connection,
@@ -109,6 +111,7 @@ class Judge:
         self._check_killers()
         self._check_follow_ups()
         self._check_mails()
+        self._check_feedback()
         self._check_once()
         self._check_webhooks()
         self._check_positions()
@@ -247,6 +250,41 @@ class Judge:
         self._verdict.mails_again_allowed = pool * (
             self._breaker.kills["email"] + outages * self._email_processes
         )
+
+    def _check_feedback(self) -> None:
+        """SES reports each mail as sent and delivered, some of it twice, and nobody's address as dead."""
+        reported = {
+            (mail.tags["message"], mail.message_id, status)
+            for mail in read_mails(self._system.mail_directory)
+            for status in ("sent", "delivered")
+        }
+        recorded = Counter(
+            (row["tag"], row["ses_message_id"], row["delivery_status"]) for row in self._feedback
+        )
+        self._verdict.counts["events of SES"] = recorded.total()
+        self._verdict.lost += [
+            f"SES reported {status} of mail {mail}, which nobody recorded"
+            for _, mail, status in reported - recorded.keys()
+        ]
+        self._verdict.doubled += [
+            f"SES's {status} of mail {mail} was recorded {n} times"
+            for (_, mail, status), n in recorded.items()
+            if n > 1
+        ]
+        self._verdict.wrong += [
+            f"SES never reported {status} of mail {mail}" for _, mail, status in recorded.keys() - reported
+        ]
+        self._verdict.wrong += [
+            f"event {row['event_id']} is {row['status']} and {row['delivery_status']}"
+            for row in self._messages
+            if row["delivery_status"] != ("delivered" if row["status"] == "accepted" else None)
+        ]
+        planned = {person.email for person in self._plan.people if person.cohort == "suppressed"}
+        self._verdict.wrong += [
+            f"{address} is suppressed, and not by the plan"
+            for row in self._suppressed
+            if (address := row["address"]) not in planned
+        ]
 
     def _check_once(self) -> None:
         accepted = [row for row in self._messages if row["status"] == "accepted"]

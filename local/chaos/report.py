@@ -32,6 +32,7 @@ def show(console: Console, verdict: Verdict, breaker: Breaker, *, seed: int, sec
         str(verdict.mails_again),
         f"{verdict.mails_again_allowed} allowed: a pool-full for each crash",
     )
+    table.add_row("events of SES", str(counts["events of SES"]), "recorded, each once")
     table.add_row("mail events skipped", str(counts["skipped"]), "")
     table.add_row(
         "webhooks taken",

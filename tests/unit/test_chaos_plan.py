@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from campaign_jobs import catalog
 from local.chaos.faults import TITLES
 from local.chaos.plan import Plan, make_plan
 
@@ -33,6 +34,12 @@ def test_each_kind_of_fault_happens_and_every_event_is_published_some_of_them_tw
         published = Counter(record.name for step in planned.steps for record in step.records)
         assert published.keys() == planned.events.keys()
         assert max(published.values()) > 1
+
+
+def test_the_processes_of_every_function_are_killed_but_of_one_that_nobody_calls() -> None:
+    job_types = (*catalog.EVENT_JOB_TYPES, *catalog.SCHEDULED_JOB_TYPES, *catalog.QUEUE_JOB_TYPES)
+    chosen = {fault.function for seed in range(20) for step in plan(seed).steps for fault in step.faults}
+    assert chosen - {""} == {job_type.name for job_type in job_types}
 
 
 def test_one_in_a_hundred_is_poison() -> None:
