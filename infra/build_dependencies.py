@@ -50,7 +50,9 @@ def build(directory: Path, architecture: str) -> Path:
         raise ValueError(f"the layer has {size} bytes unzipped; Lambda takes at most {_LAMBDA_LIMIT_BYTES}")
     archive = Path(shutil.make_archive(str(directory / "dependencies"), "zip", layer))
     zipped = archive.stat().st_size
-    print(f"The dependencies layer: {size / 1e6:.1f} MB unzipped, {zipped / 1e6:.1f} MB zipped", file=sys.stderr)
+    print(
+        f"The dependencies layer: {size / 1e6:.1f} MB unzipped, {zipped / 1e6:.1f} MB zipped", file=sys.stderr
+    )
     return archive
 
 
