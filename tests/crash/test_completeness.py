@@ -26,6 +26,8 @@ ELSEWHERE: Final = {
     "database.batches:in_batch.<locals>.patiently": "sets its transaction's time-out, and changes nothing",
     "database.connection:_conninfo_from_secret": "reads the password, and changes nothing",
     "email.unsubscribing.keys:_keys_from_secret": "reads the keys, and changes nothing",
+    "database.deployment:put_response": "answers a deployment, see tests/integration/test_deploying_migrations.py",
+    "database.migrations.__init__:_alone": "a lock of a deployment's; it ends with the connection",
     "fraud.cases:_decide": "an operator's transaction",
     "fraud.cases:confirm": "an operator's transaction",
     "fraud.cases:dismiss": "an operator's transaction",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from campaign_jobs import catalog
-from campaign_jobs.email.job import LONGEST_CLAIM
+from campaign_jobs.email.sending import LONGEST_CLAIM
 from campaign_jobs.reward.decisions import RETRY_JITTER, RETRY_SCHEDULE
 from campaign_jobs.worker.queues import MAX_DELAY_SECONDS
 from campaign_jobs.worker.settle import backoff

@@ -54,7 +54,7 @@ def test_a_release_leaves_each_rule_as_it_is(
     dev: Synthesis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other dependencies, another migration, other limits of the jobs."""
-    monkeypatch.setattr(layers, "dependencies_hash", lambda: "0" * 64)
+    monkeypatch.setattr(layers, "dependencies_hash", lambda architecture: "0" * 64)
     monkeypatch.setattr(migrations, "content_hash", lambda: "0" * 64)
     for name in ("ANALYTICS", "FRAUD", "RELAY"):
         job_type = getattr(catalog, name)

@@ -165,7 +165,7 @@ def test_a_database_that_stops_answering_fails_the_batch_in_time(
         event = events[name]
         with HalfOpenProxy(port or 5432) as proxy:
             url = database_url.replace(f":{port}/", f":{proxy.port}/")
-            job = function(name, SETTLING_SECONDS + LEAST_SECONDS[name] + 1, DATABASE_URL=url)
+            job = function(name, SETTLING_SECONDS + LEAST_SECONDS[name] + 4, DATABASE_URL=url)
             # It opens the connection, which the next invocation then finds dead.
             assert job.invoke(from_kafka([event]), qualifier=name) == {"processed": 1}
             proxy.freeze()
