@@ -37,10 +37,13 @@ def _in_memory() -> Path | None:
     return shared_memory if roomy and os.access(shared_memory, os.W_OK) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """What shares servers or a synthesis stays with one worker (`make test`), and the longest begin first."""
+    # Before pytest-xdist reads the marks, and after pytest-randomly has shuffled.
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
+    yield
     items.sort(key=lambda item: LONGEST.index(_group(item)) if _group(item) in LONGEST else len(LONGEST))
 
 
