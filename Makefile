@@ -39,7 +39,7 @@ local: $(LOCAL) ## Start the whole system on this machine; Ctrl-C stops it
 
 ##@ Work on it
 test: $(DEV) ## Run all tests, e.g. make test ARGS="tests/unit -k email"
-	@python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 # More than processors, because most tests of servers wait.
 WORKERS ?= 3
 

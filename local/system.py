@@ -92,11 +92,13 @@ class LocalSystem:
         progress: Progress = lambda message: None,
         on_log_line: Callable[[str, str], None] | None = None,
         durable: bool = True,
+        customary_ports: bool = True,
         tuning: Tuning | None = None,
     ) -> None:
         """`directory` holds data, logs and mails; `function_settings` go to the functions besides those of ours.
 
-        `durable=False` spares the embedded PostgreSQL its fsync, for data that nobody keeps.
+        `durable=False` spares the embedded PostgreSQL its fsync, for data that nobody keeps. Without `customary_ports`,
+        the servers take any that are free: whoever looked for another system's server finds none of this one's.
         """
         self.directory = directory.absolute()
         self.settings = settings
@@ -106,6 +108,7 @@ class LocalSystem:
         self._progress = progress
         self._on_log_line = on_log_line
         self._durable = durable
+        self._customary_ports = customary_ports
         self._tuning = tuning or Tuning()
         # The embedded servers; None where another one takes the place.
         self.postgres: PostgresServer | None = None
@@ -177,6 +180,9 @@ class LocalSystem:
         self._start_schedules()
         self._write_endpoints()
 
+    def _preferred(self, port: int) -> int | None:
+        return port if self._customary_ports else None
+
     def _start_postgres(self) -> None:
         if self.settings.database_url is not None:
             self.database_url = self.settings.database_url
@@ -184,7 +190,9 @@ class LocalSystem:
             return
         with self._timed("PostgreSQL"):
             self.postgres = PostgresServer(
-                self.directory / "postgres", preferred_port=POSTGRES_PORT, durable=self._durable
+                self.directory / "postgres",
+                preferred_port=self._preferred(POSTGRES_PORT),
+                durable=self._durable,
             )
             self.postgres.start()
         try:
@@ -199,7 +207,9 @@ class LocalSystem:
             return
         with self._timed("Apache Kafka"):
             self.kafka = KafkaBroker(
-                self.directory / "kafka", preferred_port=KAFKA_PORT, progress=self._download_progress
+                self.directory / "kafka",
+                preferred_port=self._preferred(KAFKA_PORT),
+                progress=self._download_progress,
             )
             self.kafka.start()
         self.kafka_brokers = self.kafka.bootstrap_servers
@@ -211,7 +221,9 @@ class LocalSystem:
             return
         with self._timed("SES and SQS stand-ins"):
             self.aws = AwsStandIn(
-                self.mail_directory, preferred_port=AWS_PORT, log_file=self.log_directory / "aws.log"
+                self.mail_directory,
+                preferred_port=self._preferred(AWS_PORT),
+                log_file=self.log_directory / "aws.log",
             )
             self.aws.start()
         self.aws_endpoint_url = self.aws.endpoint_url
@@ -229,7 +241,7 @@ class LocalSystem:
         )
 
     def _make_functions(self) -> None:
-        self._unsubscribe_port = pick_port(UNSUBSCRIBE_PORT)
+        self._unsubscribe_port = pick_port(self._preferred(UNSUBSCRIBE_PORT))
         values = {
             **self._function_settings,
             **self.queue_urls,

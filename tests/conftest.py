@@ -19,8 +19,16 @@ from local.postgres import PostgresServer
 TEMPLATE_DATABASE = f"campaign_jobs_template_{uuid.uuid4().hex}"
 
 
-LONGEST = ("e2e", "crash", "test_killers", "test_deadlines", "infrastructure")
-"""Groups of tests that take longest, the longest first; the others follow in any order."""
+LONGEST = (
+    "test_every_boundary",
+    "test_chaos",
+    "test_demo",
+    "test_killers",
+    "test_deadlines",
+    "test_mails",
+    "test_completeness",
+)
+"""Files of tests that take longest, the longest first; the others follow in any order."""
 
 
 class SharedServer(PostgresServer):
@@ -37,19 +45,11 @@ def _in_memory() -> Path | None:
     return shared_memory if roomy and os.access(shared_memory, os.W_OK) else None
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """What shares servers or a synthesis stays with one worker (`make test`), and the longest begin first."""
-    # Before pytest-xdist reads the marks, and after pytest-randomly has shuffled.
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    yield
-    items.sort(key=lambda item: LONGEST.index(_group(item)) if _group(item) in LONGEST else len(LONGEST))
-
-
-def _group(item: pytest.Item) -> str:
-    directory, file = item.path.parent.name, item.path.stem
-    return directory if directory in ("infrastructure", "crash", "e2e") else file
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first, since each stays with one worker (`make test`)."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture(scope="session")

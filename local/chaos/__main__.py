@@ -138,6 +138,7 @@ class _Run:
                 },
                 progress=self._say,
                 on_log_line=self._on_log_line,
+                customary_ports=False,
                 tuning=TUNING,
             )
             with system:

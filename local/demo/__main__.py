@@ -145,6 +145,7 @@ def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress
             progress=progress.say,
             on_log_line=outcomes.on_log_line,
             durable=False,
+            customary_ports=False,
         )
         with system, Publisher(system.kafka_brokers, settings.kafka_job_topic) as publisher:
             launch = Launch(cast, system, publisher, receiver.urls, progress)
