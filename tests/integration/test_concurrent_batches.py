@@ -14,6 +14,7 @@ from psycopg import IsolationLevel
 
 from campaign_jobs.database.batches import repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.email import store
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.events import PositionEvent, PositionRecalcJobPayload
 from campaign_jobs.position.job import PositionJob
@@ -42,7 +43,9 @@ def campaign(connection: Connection) -> MailCampaign:
 
 @pytest.fixture
 def databases(database_url: str) -> Iterator[list[Database]]:
-    made = [Database(database_url) for _ in range(AT_ONCE)]
+    # Whoever waits for a lock looks for a deadlock after so long; the default is a second.
+    conninfo = f"{database_url}?options=-c%20deadlock_timeout%3D50ms"
+    made = [Database(conninfo) for _ in range(AT_ONCE)]
     yield made
     for database in made:
         database.close()
@@ -116,15 +119,41 @@ def email_job(sender: RecordingSender) -> Callable[[Database], EmailJob]:
 
 
 @pytest.mark.parametrize("type_", ["verification", "welcome", "milestone"])
-def test_mails(campaign: MailCampaign, databases: list[Database], connection: Connection, type_: str) -> None:
+def test_mails(
+    campaign: MailCampaign,
+    databases: list[Database],
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    type_: str,
+) -> None:
     """All claims run out before each round, so that they are released and taken again by whoever comes first."""
     users = [campaign.add_user() for _ in range(ROWS)]
     extra = {"milestone": 3} if type_ == "milestone" else {}
     # Two events for each user, so that once-keys collide too.
     deliveries = [campaign.asks(type_, user, **extra) for user in users for _ in range(2)]
     sender = RecordingSender()
+    # In the first round the claims insert their rows: all at the same moment, and slowly enough to meet.
+    connection.execute(
+        "CREATE FUNCTION campaign_jobs.slow_down() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.0002); RETURN NEW; END $$"
+    )
+    connection.execute(
+        "CREATE TRIGGER slow_down BEFORE INSERT ON campaign_jobs.email_messages"
+        " FOR EACH ROW WHEN (NEW.type = 'verification') EXECUTE FUNCTION campaign_jobs.slow_down()"
+    )
+    claim, together, in_thread = store.claim, threading.Barrier(AT_ONCE), threading.local()
+
+    def meet_and_claim(*arguments: Any, **named: Any) -> set[str]:
+        if not hasattr(in_thread, "has_met"):
+            in_thread.has_met = True
+            together.wait(60)
+        return claim(*arguments, **named)
+
+    monkeypatch.setattr(store, "claim", meet_and_claim)
 
     def forget() -> None:
+        if campaign.statuses():
+            connection.execute("DROP TRIGGER IF EXISTS slow_down ON campaign_jobs.email_messages")
         connection.execute(
             "UPDATE campaign_jobs.email_messages SET status = 'claimed', accepted_at = NULL, ses_message_id = NULL,"
             " reason = NULL, claim_token = gen_random_uuid(), claimed_until = now() - interval '1 second'"
