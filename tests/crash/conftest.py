@@ -91,7 +91,7 @@ def stage(
     tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, kafka_broker: KafkaBroker
 ) -> Iterator[Stage]:
     certificates = make_certificates(tmp_path_factory.mktemp("certificates"), NAMES)
-    count = min(max(os.cpu_count() or 1, 2), 4)
+    count = min((os.cpu_count() or 1) + 1, 4)
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         # Each imports everything, so they start together.
         managers = []

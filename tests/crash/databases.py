@@ -100,21 +100,18 @@ class WorkersDatabase:
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
+        # One name for all, because a handler that has been loaded with the URL serves several scenarios.
+        self._name = f"crash_{uuid.uuid4().hex}"
         self._seeded: Seeded | None = None
-        self._name = ""
+        self.url = server.url(self._name)
         self.connection: Connection
-
-    @property
-    def url(self) -> str:
-        return self._server.url(self._name)
 
     def set_back_to(self, seeded: Seeded) -> None:
         """Whatever is in it, services wrote, and no process is connected to it but we."""
         if self._seeded is not seeded:
             self.close()
-            self._name = f"crash_{uuid.uuid4().hex}"
-            url = self._server.create_database(self._name, template=seeded.template)
-            self.connection = psycopg.connect(url, autocommit=True)
+            self._server.create_database(self._name, template=seeded.template)
+            self.connection = psycopg.connect(self.url, autocommit=True)
             self._seeded = seeded
         self.wait_for_the_server()
         self.connection.execute(seeded.setting_back)
