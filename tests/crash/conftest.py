@@ -1,4 +1,4 @@
-"""Workers that run scenarios side by side, as many as there are processors, and what the scenarios do undisturbed."""
+"""Workers that run scenarios side by side, and what the scenarios do undisturbed."""
 
 import os
 from collections import Counter
@@ -91,6 +91,7 @@ def stage(
     tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, kafka_broker: KafkaBroker
 ) -> Iterator[Stage]:
     certificates = make_certificates(tmp_path_factory.mktemp("certificates"), NAMES)
+    # One more than there are processors, for a worker waits now and then.
     count = min((os.cpu_count() or 1) + 1, 4)
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         # Each imports everything, so they start together.
