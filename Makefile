@@ -8,7 +8,7 @@ PYTHON ?= python3
 ARGS ?=
 
 VENV := .venv
-export PYTHONPATH := layers/campaign_jobs/python:.
+export PYTHONPATH := layers/campaign_jobs/python:cli:.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -22,6 +22,8 @@ E2E_NODE := local/emulator/node/node_modules/.installed
 CDK := node_modules/.installed
 
 install = $(VENV)/bin/python -m pip install --quiet --require-hashes -r
+# The command campaign-jobs, as it stands in this tree.
+command_line = $(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable layers/campaign_jobs --editable cli
 compile = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 # Lambda's runtime brings boto3, so the layer leaves it and what only it needs out; pip installs the layer without
 # looking for dependencies.
@@ -128,11 +130,13 @@ $(VENV)/bin/python:
 $(LOCAL): local/requirements.txt | $(VENV)/bin/python
 	@echo "Installing what the local system needs (about a minute, once) ..."
 	@$(install) $<
+	@$(command_line)
 	@touch $@
 
 $(DEV): requirements-dev.txt | $(VENV)/bin/python
 	@echo "Installing what the tests and tools need (about a minute, once) ..."
 	@$(install) $<
+	@$(command_line)
 	@touch $@
 
 $(FUZZ): requirements-fuzz.txt

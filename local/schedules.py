@@ -39,6 +39,30 @@ class Schedule(Service):
         self.failed_runs = 0
         self.missed_ticks = 0
         self.last_result: Any = None
+        self._enabled = threading.Event()
+        self._enabled.set()
+
+    def enable(self) -> None:
+        self._enabled.set()
+
+    def disable(self) -> None:
+        """Tick no more until enabled; runs under way finish."""
+        self._enabled.clear()
+
+    def description(self) -> dict[str, Any]:
+        """As EventBridge's API has it (DescribeRule)."""
+        minutes = self.interval / timedelta(minutes=1)
+        return {
+            "Name": self.rule_name,
+            "Arn": self._arn,
+            # EventBridge knows whole minutes only; an interval below is one of a test's.
+            "ScheduleExpression": f"rate({minutes:g} minute{'' if minutes == 1 else 's'})",
+            "State": "ENABLED" if self._enabled.is_set() else "DISABLED",
+        }
+
+    @property
+    def _arn(self) -> str:
+        return f"arn:aws:events:{LOCAL_REGION}:{LOCAL_ACCOUNT}:rule/{self.rule_name}"
 
     def start(self) -> None:
         self._ticker.start()
@@ -81,7 +105,7 @@ class Schedule(Service):
             "account": LOCAL_ACCOUNT,
             "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "region": LOCAL_REGION,
-            "resources": [f"arn:aws:events:{LOCAL_REGION}:{LOCAL_ACCOUNT}:rule/{self.rule_name}"],
+            "resources": [self._arn],
             "detail": {},
         }
 
@@ -90,7 +114,8 @@ class Schedule(Service):
         # Counted from the start, so that the ticks do not drift.
         due = time.monotonic() + seconds
         while not self._stopping.wait(max(due - time.monotonic(), 0)):
-            self._run_aside()
+            if self._enabled.is_set():
+                self._run_aside()
             due = max(due + seconds, time.monotonic())
 
     def _run_aside(self) -> None:

@@ -28,10 +28,13 @@ from campaign_jobs.relay.lease import Lease
 from campaign_jobs.settings import BY_FUNCTION, duration
 from local.aws import AwsStandIn, FeedbackSettings
 from local.aws.preparation import catalog_queues, prepare
+from local.control import Control
 from local.function_urls import FunctionUrl, url_at
 from local.functions import REPOSITORY, Function, FunctionConfiguration
 from local.kafka import KafkaBroker, create_topic
 from local.mappings.kafka import KafkaMapping
+from local.mappings.of_catalog import catalog_mappings
+from local.mappings.registered import RegisteredMapping
 from local.mappings.sqs import SqsMapping
 from local.postgres import PostgresServer
 from local.processes import pick_port
@@ -44,6 +47,7 @@ KAFKA_PORT: Final = 9092
 POSTGRES_PORT: Final = 5432
 AWS_PORT: Final = 4566
 UNSUBSCRIBE_PORT: Final = 8480
+CONTROL_PORT: Final = 4567
 DATABASE_NAME: Final = "campaign_jobs"
 # How many execution environments a function may have at once; each is a process.
 MAX_CONCURRENCY: Final = {"email": 3}
@@ -121,10 +125,22 @@ class LocalSystem:
         self.functions: dict[str, Function] = {}
         self._unsubscribe_port = 0
         self._unsubscribe_url: FunctionUrl | None = None
-        self.kafka_mappings: list[KafkaMapping] = []
-        self.sqs_mappings: list[SqsMapping] = []
+        self.mappings: list[RegisteredMapping] = []
+        self._control: Control | None = None
         self.schedules: dict[str, Schedule] = {}
         self._relay_start: threading.Thread | None = None
+
+    @property
+    def kafka_mappings(self) -> list[KafkaMapping]:
+        """The pollers of the topic's mappings that are enabled."""
+        return [
+            each for mapping in self.mappings for each in mapping.running if isinstance(each, KafkaMapping)
+        ]
+
+    @property
+    def sqs_mappings(self) -> list[SqsMapping]:
+        """Those of the queues' mappings that are enabled."""
+        return [each for mapping in self.mappings for each in mapping.running if isinstance(each, SqsMapping)]
 
     def __enter__(self) -> Self:
         try:
@@ -178,6 +194,7 @@ class LocalSystem:
         self._start_function_urls()
         self._start_mappings()
         self._start_schedules()
+        self._start_control()
         self._write_endpoints()
 
     def _preferred(self, port: int) -> int | None:
@@ -266,7 +283,7 @@ class LocalSystem:
             wanted = BY_FUNCTION[job_type.name].environment_names()
             self.functions[job_type.name] = Function(
                 FunctionConfiguration(
-                    name=f"campaign-jobs-{ENVIRONMENT}-{job_type.name}",
+                    name=self.function_name(job_type.name),
                     handler=self._tuning.handler(job_type.name),
                     environment={name: values[name] for name in wanted if name in values},
                     timeout_seconds=self._tuning.timeout_seconds.get(job_type.name, job_type.timeout_seconds),
@@ -299,47 +316,19 @@ class LocalSystem:
         self._unsubscribe_url.start()
 
     def _start_mappings(self) -> None:
-        for job_type in catalog.EVENT_JOB_TYPES:
-            function = self.functions[job_type.name]
-            for lane in job_type.lanes:
-                alias = function.alias(lane.name)
-                self.kafka_mappings += [
-                    KafkaMapping(
-                        bootstrap_servers=self.kafka_brokers,
-                        topic=self.settings.kafka_job_topic,
-                        consumer_group=lane.consumer_group(self.settings.kafka_job_consumer_group),
-                        function=alias,
-                        filter_pattern=lane.filter_pattern(),
-                        batch_size=min(lane.batch_size, self._tuning.max_batch_size or lane.batch_size),
-                        batching_window_seconds=lane.batching_window_seconds,
-                    )
-                    for _ in range(self._tuning.members)
-                ]
-                self.sqs_mappings.append(
-                    SqsMapping(
-                        sqs=self.client("sqs"),
-                        queue_url=self.queue_urls[lane.retry_queue_setting],
-                        function=alias,
-                        batch_size=1,
-                        max_concurrency=2,
-                    )
-                )
-        for queue_job_type in catalog.QUEUE_JOB_TYPES:
-            self.sqs_mappings.append(
-                SqsMapping(
-                    sqs=self.client("sqs"),
-                    queue_url=self.queue_urls[queue_job_type.queue_setting],
-                    function=self.functions[queue_job_type.name],
-                    batch_size=queue_job_type.batch_size,
-                    batching_window_seconds=queue_job_type.batching_window_seconds,
-                    max_concurrency=2,
-                    report_batch_item_failures=True,
-                )
-            )
-        for kafka_mapping in self.kafka_mappings:
-            kafka_mapping.start()
-        for sqs_mapping in self.sqs_mappings:
-            sqs_mapping.start()
+        self.mappings = catalog_mappings(
+            self.functions,
+            function_name=self.function_name,
+            bootstrap_servers=self.kafka_brokers,
+            topic=self.settings.kafka_job_topic,
+            consumer_group=self.settings.kafka_job_consumer_group,
+            members=self._tuning.members,
+            max_batch_size=self._tuning.max_batch_size,
+            sqs=lambda: self.client("sqs"),
+            queue_urls=self.queue_urls,
+        )
+        for mapping in self.mappings:
+            mapping.start()
 
     def _start_schedules(self) -> None:
         intervals = {
@@ -348,12 +337,25 @@ class LocalSystem:
             catalog.RELAY.name: self._tuning.relay_interval or duration(catalog.RELAY.default_interval),
         }
         for name, interval in intervals.items():
-            schedule = Schedule(f"campaign-jobs-{ENVIRONMENT}-{name}", interval, self.functions[name])
+            schedule = Schedule(self.function_name(name), interval, self.functions[name])
             self.schedules[name] = schedule
             schedule.start()
         # The relay's rule would start it only in a minute; follow-up events should not wait for that.
         self._relay_start = threading.Thread(target=self._run_relay, name="first run of relay", daemon=True)
         self._relay_start.start()
+
+    def _start_control(self) -> None:
+        self._control = Control(
+            [(self.function_name(name), function) for name, function in self.functions.items()],
+            self.mappings,
+            self.schedules.values(),
+            port=pick_port(self._preferred(CONTROL_PORT)),
+        )
+        self._control.start()
+
+    @staticmethod
+    def function_name(job_type: str) -> str:
+        return f"campaign-jobs-{ENVIRONMENT}-{job_type}"
 
     def _run_relay(self) -> None:
         try:
@@ -428,6 +430,7 @@ class LocalSystem:
                 "Where to look:",
                 f"  - PostgreSQL     {_without_password(self.database_url)}",
                 f"  - SES and SQS    {self.aws_endpoint_url}",
+                f"  - Lambda's API   {self._control.url if self._control else ''}",
                 f"  - Unsubscribing  {self.unsubscribe_url}",
                 f"  - Mails          {self._shown(self.mail_directory / 'index.html')}",
                 f"  - Logs           {self._shown(self.log_directory)}",
@@ -448,9 +451,10 @@ class LocalSystem:
         """Stop polling, let what is in flight finish, commit, then end everything that was started."""
         for name in ("endpoints.json", "env"):
             (self.directory / name).unlink(missing_ok=True)
+        if self._control is not None:
+            self._control.stop()
         waiting: list[Callable[[], object]] = [
-            *(mapping.stop for mapping in self.kafka_mappings),
-            *(mapping.stop for mapping in self.sqs_mappings),
+            *(mapping.stop for mapping in self.mappings),
             *(
                 schedule.stop
                 for name, schedule in self.schedules.items()
@@ -503,8 +507,13 @@ class LocalSystem:
             "kafka": self.kafka_brokers,
             "database_url": self.database_url,
             "aws_endpoint_url": self.aws_endpoint_url,
+            "control_url": self._control.url if self._control is not None else "",
+            "region": REGION,
+            "is_stand_in": self.aws is not None,
             "unsubscribe_url": self.unsubscribe_url,
             "topic": self.settings.kafka_job_topic,
+            "consumer_group": self.settings.kafka_job_consumer_group,
+            "default_sender": self.settings.default_sender,
         }
         # Whoever waits for the file to be there finds it whole.
         draft = self.directory / "endpoints.json.new"

@@ -1,0 +1,180 @@
+"""What a command prints: its result on standard output, as tables or JSON; all else on standard error."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Protocol
+from uuid import UUID
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.prompt import Confirm
+from rich.table import Table
+from rich.text import Text
+
+from campaign_jobs_cli.errors import Declined
+
+Row = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+@dataclass
+class Output:
+    """Where a command's words go. Results only ever go to standard output, so that they can be piped."""
+
+    format: Format = Format.TABLE
+    results: Console = field(default_factory=Console)
+    notes: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def rows(self, rows: Iterable[Row], *, columns: Sequence[str], title: str | None = None) -> None:
+        """A table, or a JSON list of objects with all that each row has. `columns` are keys of the rows."""
+        found = list(rows)
+        if self.format is Format.JSON:
+            self._json(found)
+            return
+        if not found:
+            self.note(f"{title}: nothing" if title else "Nothing found.")
+            return
+        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+        for column in columns:
+            number = all(isinstance(row.get(column), int | float | Decimal | None) for row in found)
+            table.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
+        for row in found:
+            table.add_row(*(shown(row.get(column)) for column in columns))
+        self.results.print(table)
+
+    def record(self, record: Row, *, title: str | None = None) -> None:
+        """One thing with its properties, or a JSON object. Lists of mappings become tables below it."""
+        if self.format is Format.JSON:
+            self._json(record)
+            return
+        lists = {name: value for name, value in record.items() if _is_table(value)}
+        table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in record.items():
+            if name not in lists:
+                table.add_row(name.replace("_", " "), shown(value))
+        self.results.print(table)
+        for name, rows in lists.items():
+            self.results.print()
+            self.rows(rows, columns=list(rows[0]), title=name.replace("_", " "))
+
+    def line(self, record: Row, text: Text | str) -> None:
+        """One of a stream that has no end: a line of text, or one of JSON."""
+        if self.format is Format.JSON:
+            sys.stdout.write(json.dumps(record, default=_plain) + "\n")
+            sys.stdout.flush()
+        else:
+            self.results.print(text, soft_wrap=True)
+
+    def note(self, text: Text | str) -> None:
+        """What is being done, and where to look: for people, so never part of the result."""
+        self.notes.print(text, soft_wrap=True, highlight=False)
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Go on only if it is wanted. Raises Declined."""
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise Declined(f"{question} Nobody can be asked here: add --yes to do it.")
+        if not Confirm.ask(question, console=self.notes, default=False):
+            raise Declined("Nothing was changed.")
+
+    @contextmanager
+    def progress(self, what: str, total: int | None = None) -> Iterator["Advance"]:
+        """A bar on standard error, for whatever may take longer than a second; without a terminal, one line."""
+        if not self.notes.is_terminal:
+            self.note(f"{what} ...")
+            yield _no_bar
+            return
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.notes,
+            transient=True,
+        ) as progress:
+            task = progress.add_task(what, total=total)
+
+            def advance(steps: float = 1, total: int | None = None) -> None:
+                progress.update(task, advance=steps, total=total)
+
+            yield advance
+
+    def _json(self, value: object) -> None:
+        sys.stdout.write(json.dumps(value, default=_plain, indent=2, ensure_ascii=False) + "\n")
+
+
+def _no_bar(_steps: float = 1, _total: int | None = None) -> None:
+    """Without a terminal, nothing moves."""
+
+
+class Advance(Protocol):
+    """What `Output.progress` gives: call it with the steps done, and a total where one becomes known."""
+
+    def __call__(self, steps: float = 1, total: int | None = None, /) -> None: ...
+
+
+def shown(value: object) -> Text:
+    """A value as a person reads it. Never markup, because it may be anybody's text."""
+    match value:
+        case None:
+            return Text("–", style="dim")
+        case bool():
+            return Text("yes" if value else "no")
+        case datetime():
+            return Text(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+        case timedelta():
+            return Text(duration(value.total_seconds()))
+        case float():
+            return Text(f"{value:,.1f}")
+        case dict() | list() | tuple():
+            return Text(json.dumps(value, default=_plain, ensure_ascii=False))
+        case Text():
+            return value
+    return Text(str(value))
+
+
+def duration(seconds: float) -> str:
+    """Such as 5 s, 3 min, 2.5 h or 3 d."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7_200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} d"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+
+
+def _plain(value: object) -> object:
+    match value:
+        case datetime() | date():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case UUID() | Text() | StrEnum():
+            return str(value)
+        case Decimal():
+            return float(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
