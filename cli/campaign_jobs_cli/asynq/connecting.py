@@ -7,10 +7,9 @@ from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.exceptions import RedisError
 
 from campaign_jobs_cli.asynq.errors import RedisTrouble
-from campaign_jobs_cli.asynq.queues import Client
+from campaign_jobs_cli.asynq.queues import REDIS_ERRORS, Client
 from campaign_jobs_cli.errors import WrongInput
 
 _CONNECT_SECONDS: Final = 5
@@ -31,7 +30,7 @@ def connected(url: str) -> Iterator[Client]:
     with client:
         try:
             is_cluster = client.info("cluster").get("cluster_enabled") == 1
-        except RedisError as error:
+        except REDIS_ERRORS as error:
             raise RedisTrouble(f"Asynq's Redis at {where} does not answer: {error}. Check --redis") from error
         if not is_cluster:
             yield client
@@ -40,7 +39,7 @@ def connected(url: str) -> Iterator[Client]:
         cluster = RedisCluster.from_url(
             url, socket_connect_timeout=_CONNECT_SECONDS, socket_timeout=_ANSWER_SECONDS
         )
-    except RedisError as error:
+    except REDIS_ERRORS as error:
         raise RedisTrouble(f"the Redis cluster at {where} does not answer: {error}. Check --redis") from error
     with cluster:
         yield cluster

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from campaign_jobs_cli.asynq.errors import RedisTrouble, UnreadableMessage
 from campaign_jobs_cli.asynq.messages import ServerInfo, TaskMessage, read_server, read_task
@@ -15,6 +15,8 @@ from campaign_jobs_cli.asynq.messages import ServerInfo, TaskMessage, read_serve
 Client = Any
 """A client of redis-py's for one server or for a cluster, which share no type. It returns bytes."""
 
+REDIS_ERRORS: Final = (RedisError, RedisClusterException)
+"""All that redis-py raises; that of a cluster is not one of the others."""
 TOKEN_FIELD: Final = "campaign_jobs_token"  # noqa: S105 - no secret
 """The field that a move adds to a task's hash: which enqueuing of a task this is. Asynq leaves it alone."""
 GRACE_SECONDS: Final = 30
@@ -91,7 +93,7 @@ def explained(doing: str) -> Iterator[None]:
     """Raises RedisTrouble in the place of redis-py's errors."""
     try:
         yield
-    except RedisError as error:
+    except REDIS_ERRORS as error:
         raise RedisTrouble(f"Asynq's Redis: {doing} failed: {error}. Run the command again") from error
 
 
