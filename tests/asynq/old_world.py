@@ -178,7 +178,7 @@ class OldWorld:
 
 def contents(client: "Redis") -> dict[bytes, tuple[bytes, int]]:
     """Everything in Redis, to put it back later: each key's value and how long it still lives."""
-    return {key: (client.dump(key), max(0, client.pttl(key))) for key in client.keys()}  # type: ignore[misc]
+    return {key: (client.dump(key), max(0, client.pttl(key))) for key in client.scan_iter()}
 
 
 def put_back(client: "Redis", saved: Mapping[bytes, tuple[bytes, int]]) -> None:

@@ -180,6 +180,17 @@ def test_a_task_that_a_worker_has_given_up_stays_though_a_move_once_held_it(
     assert recording.messages == [] and old.seen() == {"a": "archived"}
 
 
+def test_it_waits_for_what_a_stopped_move_has_in_hand(old: OldWorld, client: Any, mover: MakeMover) -> None:
+    old.enqueue(verification(1, id="a"), verification(2))
+    client.set("asynq:{high}:paused", 1)
+    [task] = [task for task in look(client) if task.id == "a"]
+    stopped = Holder(client, lease_seconds=2).take("high", [task], abandoned_by_workers=False)
+    recording = RecordingProducer()
+    move(mover(producer=recording))
+    assert len(recording.messages) == 2 and old.seen() == {}
+    assert event_ids(stopped) < {event.id for event in recording.events}
+
+
 def test_several_movers_move_each_task_and_none_under_two_ids(old: OldWorld, mover: MakeMover) -> None:
     old.enqueue(*(verification(user) for user in range(60)))
     recording = RecordingProducer()

@@ -16,8 +16,8 @@ from campaign_jobs_cli.asynq.errors import StillInterrupted, UnknownQueue
 from campaign_jobs_cli.asynq.mapping import INCLUDED, TaskMapping
 from campaign_jobs_cli.asynq.moving import Mover, Totals
 from campaign_jobs_cli.asynq.queues import AsynqRedis
-from campaign_jobs_cli.asynq.survey import Survey, take_survey
-from campaign_jobs_cli.output import Format, Output
+from campaign_jobs_cli.asynq.survey import Group, Survey, take_survey
+from campaign_jobs_cli.output import Format, Output, Row
 from campaign_jobs_cli.session import Session, Yes
 from campaign_jobs_cli.targets import Target
 
@@ -42,7 +42,7 @@ MappingFile = Annotated[
     str, typer.Option("--mapping", help=f"The mapping file, or {INCLUDED}, the one that comes along.")
 ]
 
-_TASK_COLUMNS = ("queue", "type", "count", "state", "fate", "becomes", "first", "last", "why")
+_TASK_COLUMNS = ("queue", "type", "state", "count", "first", "last", "what_becomes_of_them")
 _QUEUE_COLUMNS = (
     *("queue", "paused", "servers", "pending", "active", "scheduled", "retry", "archived", "completed"),
     *("aggregating", "oldest_pending"),
@@ -76,7 +76,7 @@ def status(
         columns=("host", "pid", "status", "queues", "active_workers"),
         title="Servers of Asynq's that are alive",
     )
-    output.rows([group.as_row() for group in survey.groups], columns=_TASK_COLUMNS, title="Tasks")
+    output.rows([_as_shown(group) for group in survey.groups], columns=_TASK_COLUMNS, title="Tasks")
     output.note(_in_short(survey))
 
 
@@ -199,7 +199,7 @@ def _stopping_by_signal(mover: Mover) -> Iterator[None]:
 def _show_plan(current: Session, survey: Survey, *, follow: bool) -> None:
     # A plan is for whoever is asked, and no part of the result.
     notes = Output(Format.TABLE, results=current.output.notes, notes=current.output.notes)
-    notes.rows([group.as_row() for group in survey.groups], columns=_TASK_COLUMNS, title="Tasks")
+    notes.rows([_as_shown(group) for group in survey.groups], columns=_TASK_COLUMNS, title="Tasks")
     queues = ", ".join(state.name for state in survey.queues)
     notes.note(
         f"{_in_short(survey)}\nA move pauses {queues}, and they stay paused: old workers take nothing from them any "
@@ -207,6 +207,24 @@ def _show_plan(current: Session, survey: Survey, *, follow: bool) -> None:
         f"{current.target.kafka.kafka_job_topic} of {current.target.name}."
         + (" It goes on with what comes and what becomes due, until Ctrl-C." if follow else "")
     )
+
+
+def _as_shown(group: Group) -> Row:
+    """For a table, which has less room than JSON."""
+    match group.fate:
+        case Kind.MOVES:
+            words = str(group.becomes)
+        case Kind.WAITS:
+            words = f"{group.becomes} when they are due"
+        case Kind.DROPS:
+            words = f"dropped: {group.why}"
+        case Kind.STAYS:
+            words = f"stay: {group.why}"
+        case Kind.RUNS:
+            words = f"in the hands of old workers{f': {group.why}' if group.why else ''}"
+        case Kind.HELD:
+            words = "held by a move"
+    return {**group.as_row(), "what_becomes_of_them": words}
 
 
 def _in_short(survey: Survey) -> str:
@@ -223,16 +241,18 @@ def _in_short(survey: Survey) -> str:
 
 
 def _report(output: Output, totals: Totals, left: Survey) -> None:
-    output.record(
-        {
-            "moved": [
-                {"queue": queue, "type": task_type, "event": event, "count": count}
-                for (queue, task_type, event), count in sorted(totals.moved.items())
-            ],
-            "dropped": [
-                {"queue": queue, "type": task_type, "count": count}
-                for (queue, task_type), count in sorted(totals.dropped.items())
-            ],
-            "left": [group.as_row() for group in left.groups],
-        }
-    )
+    moved = [
+        {"queue": queue, "type": task_type, "event": event, "count": count}
+        for (queue, task_type, event), count in sorted(totals.moved.items())
+    ]
+    dropped = [
+        {"queue": queue, "type": task_type, "count": count}
+        for (queue, task_type), count in sorted(totals.dropped.items())
+    ]
+    if output.format is Format.JSON:
+        left_rows = [group.as_row() for group in left.groups]
+        output.record({"moved": moved, "dropped": dropped, "left": left_rows})
+        return
+    output.rows(moved, columns=("queue", "type", "event", "count"), title="Moved")
+    output.rows(dropped, columns=("queue", "type", "count"), title="Dropped")
+    output.rows([_as_shown(group) for group in left.groups], columns=_TASK_COLUMNS, title="Left in Asynq")

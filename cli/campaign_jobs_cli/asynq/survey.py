@@ -36,7 +36,8 @@ class Group:
     def add(self, task: Task) -> None:
         self.count += 1
         self.example = self.example or task.id
-        self.interrupted += task.token is not None
+        # What Asynq archived for its own reasons runs no more, whoever held it before.
+        self.interrupted += task.token is not None and (task.state is not State.ARCHIVED or task.interrupted)
         if task.since is not None:
             self.first = min(self.first or task.since, task.since)
             self.last = max(self.last or task.since, task.since)
