@@ -1,6 +1,7 @@
 """The mapping file: what it may say, and what becomes of a task by it."""
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,25 @@ def test_what_a_mapping_must_not_say(tmp_path: Path, text: str, problem: str) ->
     file.write_text(text)
     with pytest.raises(WrongMapping, match=problem):
         TaskMapping.load(str(file))
+
+
+def test_the_example_of_the_guide(tmp_path: Path, repository: Path) -> None:
+    guide = (repository / "docs" / "migrating-from-asynq.md").read_text()
+    [example] = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    file = tmp_path / "mine.toml"
+    file.write_text(example)
+    mapping = TaskMapping.load(str(file))
+    payload = {"campaign_id": CAMPAIGN, "user": {"id": USER, "first_name": "Ada"}}
+    data = data_of(mapping.verdict("email:verification", json.dumps(payload).encode()))
+    assert (data["user_id"], data["template_data"], data["priority"]) == (USER, {"name": "Ada"}, 1)
+    assert isinstance(mapping.verdict("fraud:detection", b""), Drops)
+
+
+def test_the_guide_lists_what_the_included_mapping_knows(mapping: TaskMapping, repository: Path) -> None:
+    guide = (repository / "docs" / "migrating-from-asynq.md").read_text()
+    for task_type in mapping.rules:
+        room, _, name = task_type.partition(":")
+        assert f"`{task_type}`" in guide or (room == "email" and f"`:{name}`" in guide), task_type
 
 
 def test_a_mapping_that_is_not_there(tmp_path: Path) -> None:

@@ -206,10 +206,10 @@ def test_it_does_not_begin_while_a_worker_is_at_work(old: OldWorld, mover: MakeM
         assert old.info("high")["Paused"] and events.read() == []
         worker.kill()
     # Asynq waits for half a minute more than the lease, in case the clocks differ.
+    old.client.delete("asynq:servers")  # They report no more.
     old.time_passes("high", 45)
     with pytest.raises(WorkersRunning):
         mover().prepare(wait_seconds=0)
-    old.client.delete("asynq:servers")  # They report no more.
     old.time_passes("high", 20)
     move(mover())
     assert ids_by_user(events.read()).keys() == {user_id(1), user_id(2), user_id(3)}
@@ -236,6 +236,18 @@ def test_what_dead_workers_left_is_their_servers_affair_where_there_is_one(
         old.time_passes("high", HOUR)
         preparing.run()
     assert ids_by_user(events.read()).keys() == {user_id(1)}
+
+
+def test_a_worker_without_a_lease_is_waited_for(old: OldWorld, mover: MakeMover, client: Any) -> None:
+    """As those of Asynq were before it had leases: nobody can tell how long it will take."""
+    [task_id] = old.enqueue(verification(1))
+    with old.working("hang", "high") as worker:
+        worker.wait_until_begun(1)
+        worker.kill()
+    client.delete("asynq:servers", "asynq:{high}:lease")
+    with pytest.raises(WorkersRunning, match="no lease"):
+        mover().prepare(wait_seconds=0)
+    assert old.seen() == {task_id: "active"}
 
 
 def test_the_last_attempt_of_a_dead_worker_is_not_moved(
@@ -267,6 +279,9 @@ def test_it_stops_as_soon_as_the_queue_is_resumed(old: OldWorld, mover: MakeMove
     assert sorted(old.seen().values()) == ["pending"] * 3
     with pytest.raises(NotPaused):
         mover().run()
+    # Nothing has to be there to be taken for it to be noticed.
+    with pytest.raises(NotPaused):
+        mover("empty").run()
 
 
 def test_it_stops_when_a_worker_got_a_task_after_all(old: OldWorld, mover: MakeMover) -> None:

@@ -7,16 +7,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from redis.exceptions import RedisClusterException, RedisError
-
 from campaign_jobs_cli.asynq.errors import RedisTrouble, UnreadableMessage
 from campaign_jobs_cli.asynq.messages import ServerInfo, TaskMessage, read_server, read_task
 
 Client = Any
 """A client of redis-py's for one server or for a cluster, which share no type. It returns bytes."""
 
-REDIS_ERRORS: Final = (RedisError, RedisClusterException)
-"""All that redis-py raises; that of a cluster is not one of the others."""
 TOKEN_FIELD: Final = "campaign_jobs_token"  # noqa: S105 - no secret
 """The field that a move adds to a task's hash: which enqueuing of a task this is. Asynq leaves it alone."""
 GRACE_SECONDS: Final = 30
@@ -91,9 +87,12 @@ class Task:
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Raises RedisTrouble in the place of redis-py's errors."""
+    # Its import takes a while, and the other commands do without.
+    from redis.exceptions import RedisClusterException, RedisError
+
     try:
         yield
-    except REDIS_ERRORS as error:
+    except (RedisError, RedisClusterException) as error:
         raise RedisTrouble(f"Asynq's Redis: {doing} failed: {error}. Run the command again") from error
 
 
