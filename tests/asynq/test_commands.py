@@ -181,6 +181,7 @@ def test_resume_gives_the_queues_back_but_not_with_tasks_that_may_have_been_move
     assert asynq("resume", "--yes") == FAILED and "1 tasks" in asynq.notes
     Holder(client).hand_back(batch, list(batch.held), published=True)
     assert asynq("resume", "--yes") == FAILED
+    assert asynq("status") == DONE and "held 1 of them" in asynq.notes
     assert old.info("high")["Paused"]
     asynq.json("move", "--yes", "--queue", "high")
     assert asynq("resume") == DECLINED and old.info("high")["Paused"]

@@ -237,7 +237,8 @@ def _in_short(survey: Survey) -> str:
         Kind.HELD: "are held by a move",
     }
     parts = [f"{count} {what}" for kind, what in words.items() if (count := survey.count(kind))]
-    return f"{', '.join(parts) or 'No tasks'}."
+    before = f" A stopped move has held {survey.interrupted} of them." if survey.interrupted else ""
+    return f"{', '.join(parts) or 'No tasks'}.{before}"
 
 
 def _report(output: Output, totals: Totals, left: Survey) -> None:

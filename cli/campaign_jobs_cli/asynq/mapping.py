@@ -87,7 +87,7 @@ class Rule(BaseModel):
         if self.drop is not None:
             return Drops(self.drop)
         if self.stay is not None:
-            return Stays(f"the mapping says so: {self.stay}")
+            return Stays(self.stay)
         assert self.event is not None
         try:
             decoded = json.loads(payload.decode())
