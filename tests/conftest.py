@@ -26,6 +26,7 @@ SENDER_DOMAIN = "mail.example.com"
 LONGEST = (
     "test_every_boundary",
     "test_chaos",
+    "test_stopping",
     "test_demo",
     "test_killers",
     "test_deadlines",
