@@ -27,9 +27,7 @@ OVERLAP_PATIENCE: Final = timedelta(minutes=10)
 """How long another run is waited for; a function's run takes five minutes at most."""
 LOOK_AGAIN_SECONDS: Final = 5
 
-From = Annotated[
-    str, typer.Option("--from", help="A day or time, such as 2026-03-01; UTC unless it says otherwise.")
-]
+From = Annotated[str, typer.Option("--from", help="A day or time, such as 2026-03-01T00:00:00Z.")]
 To = Annotated[str, typer.Option("--to", help="Up to here, this moment left out.")]
 
 # A bucket begins where its hour begins in the campaign's time zone; days are the campaign's, too.
@@ -76,11 +74,8 @@ def backfill(
             (first, last),
         ).fetchone()
     assert row is not None
-    plan = {"from": first, "to": last, "invocations": len(slices), "hours_there": row["rows"], **row}
-    if output.format is Format.TABLE:
-        output.record(
-            {name: plan[name] for name in ("from", "to", "invocations", "hours_there", "campaigns")}
-        )
+    plan = {"from": first, "to": last, "invocations": len(slices), "counted_before": row["rows"]}
+    output.beforehand.record({**plan, "campaigns": row["campaigns"]}, title="Plan")
     output.confirm("Count these hours again?", yes=yes)
     reports = []
     with output.progress("Counting", len(slices)) as advance:
@@ -191,10 +186,10 @@ def export(
 
 
 def _in_zone(given: str, what: str, zone: str) -> datetime:
-    found = naming.moment(given, what)
+    moment = naming.moment(given, what)
     try:
-        is_naive = datetime.fromisoformat(given.strip()).tzinfo is None
-        return found.replace(tzinfo=ZoneInfo(zone)) if is_naive else found
+        written = datetime.fromisoformat(given.strip())
+        return moment if written.tzinfo else written.replace(tzinfo=ZoneInfo(zone))
     except (ValueError, KeyError) as error:
         raise CommandError(
             f"this machine does not know the time zone {zone}; give {what} an offset"

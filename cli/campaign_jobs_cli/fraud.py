@@ -181,7 +181,7 @@ def _decide(
                 f"fraud case {id_} is {found[id_]['status']} already; only an open one can be decided"
             )
     plan = [_consequences(found[id_], decision) for id_ in ids]
-    opened.output.rows(
+    opened.output.beforehand.rows(
         plan, columns=("case_id", "email", "risk_score", "rewards_held", "rewards", "referrals", "user")
     )
     count = "this case" if len(ids) == 1 else f"these {len(ids)} cases"
@@ -198,7 +198,8 @@ def _decide(
                 decide(connection, id_, reason=reason)
     finally:
         database.close()
-    opened.output.note(f"Decided: {count}. The campaign's positions are calculated again within two minutes.")
+    opened.output.record({"decision": decision, "cases": plan, "reason": reason})
+    opened.output.note("Positions are calculated again within about two minutes.")
 
 
 def _consequences(case: dict[str, Any], decision: str) -> dict[str, Any]:

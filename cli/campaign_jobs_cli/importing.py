@@ -76,14 +76,11 @@ def import_people(
         plan = _plan(chosen, people, counts, problems, verification=verification, welcome=welcome)
         if problems and not skip_invalid:
             _show(output, plan, problems)
-            output.note(f"{plan['invalid']} of {counts['lines']} lines are wrong, so nothing was written.")
+            output.note(f"{plan['invalid']} lines are wrong, so nothing was written.")
             raise typer.Exit(ExitCode.WRONG_USAGE)
-        if output.format is Format.TABLE:
-            _show(output, plan, problems)
-        if not counts["new_people"]:
-            output.note("Nobody is new, so there is nothing to write.")
-            written = Written(0, 0, 0, 0)
-        else:
+        _show(output.beforehand, plan, problems)
+        written = Written(0, 0, 0, 0)
+        if counts["new_people"]:
             output.confirm(f"Import {counts['new_people']:,} people into {chosen['name']}?", yes=yes)
             with output.progress(f"Writing {counts['new_people']:,} people"):
                 written = importing.write(verification=verification, welcome=welcome)

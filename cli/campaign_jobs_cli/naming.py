@@ -40,14 +40,13 @@ def uuid(given: str, what: str) -> UUID:
 
 
 def moment(given: str, what: str) -> datetime:
-    """A point in time as ISO 8601 has it; without an offset it is UTC. Raises WrongInput."""
+    """A point in time as ISO 8601 has it; without an offset it is this machine's, as in tables. Raises WrongInput."""
     try:
-        found = datetime.fromisoformat(given.strip())
-    except ValueError as error:
+        return datetime.fromisoformat(given.strip()).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise WrongInput(
             f"{what} is {given!r}; allowed is a day or a time such as 2026-03-01 or 2026-03-01T12:00:00Z"
         ) from error
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
 def address(given: str) -> str:

@@ -43,6 +43,11 @@ class Output:
     results: Console = field(default_factory=Console)
     notes: Console = field(default_factory=lambda: Console(stderr=True))
 
+    @property
+    def beforehand(self) -> "Output":
+        """Where a command shows what it would change: with JSON on standard error, whose result comes afterwards."""
+        return self if self.format is Format.TABLE else Output(results=self.notes, notes=self.notes)
+
     def rows(self, rows: Iterable[Row], *, columns: Sequence[str], title: str | None = None) -> None:
         """A table, or a JSON list of objects with all that each row has. `columns` are keys of the rows."""
         found = list(rows)

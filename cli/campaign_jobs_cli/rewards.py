@@ -123,7 +123,9 @@ def deliver(
         with database.transaction() as connection_of_jobs:
             planned = _planned(connection_of_jobs, wanted)
         plan = [{**found.get(id_, {"user_reward_id": id_}), "outcome": planned[id_]} for id_ in wanted]
-        opened.output.rows(plan, columns=("user_reward_id", "email", "reward", "method", "status", "outcome"))
+        opened.output.beforehand.rows(
+            plan, columns=("user_reward_id", "email", "reward", "method", "status", "outcome")
+        )
         if refused := [id_ for id_ in wanted if planned[id_] not in (ASKED, MARKED)]:
             raise WrongInput(
                 f"{len(refused)} of {len(wanted)} cannot be delivered now, so nothing was changed"
@@ -134,7 +136,7 @@ def deliver(
                 if planned[id_] == MARKED:
                     settlement.deliver_manually(connection_of_jobs, id_)
             asked = _ask(connection_of_jobs, [id_ for id_ in wanted if planned[id_] == ASKED])
-    opened.output.note(f"{len(wanted) - asked} marked as delivered, {asked} asked for again.")
+    opened.output.record({"marked_as_delivered": len(wanted) - asked, "asked_for_again": asked})
 
 
 @app.command()
@@ -174,7 +176,7 @@ def retry(
                     key = (reward_name, method, outcome)
                     plan[key] = plan.get(key, 0) + 1
                 advance(len(planned))
-        opened.output.rows(
+        opened.output.beforehand.rows(
             [
                 {"reward": name, "method": method, "outcome": outcome, "count": count}
                 for (name, method, outcome), count in sorted(plan.items())
@@ -184,7 +186,7 @@ def retry(
         )
         total = sum(count for (_, _, outcome), count in plan.items() if outcome == ASKED)
         if not total:
-            opened.output.note("There is nothing to ask for again.")
+            opened.output.record({"asked_for_again": 0})
             return
         opened.output.confirm(f"Ask again for {_counted(total)}?", yes=yes)
         asked = 0
@@ -194,7 +196,7 @@ def retry(
                 with database.transaction() as connection_of_jobs:
                     asked += _ask(connection_of_jobs, ids)
                 advance(len(ids))
-    opened.output.note(f"{asked} asked for again; relay publishes their events within seconds.")
+    opened.output.record({"asked_for_again": asked})
 
 
 def _ask(connection: JobConnection, ids: Sequence[UUID]) -> int:

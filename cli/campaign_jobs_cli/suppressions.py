@@ -93,7 +93,7 @@ def add(
         if ses:
             for row in plan:
                 row["on_the_ses_list"] = suppressions_ses.reason_of_ses(opened.target, row["address"])
-        opened.output.rows(
+        opened.output.beforehand.rows(
             plan, columns=("address", "users", "reason", "becomes", *(["on_the_ses_list"] if ses else []))
         )
         opened.output.confirm(f"Suppress {_counted(wanted)}{' here and in SES' if ses else ''}?", yes=yes)
@@ -101,7 +101,7 @@ def add(
     if ses:
         for address in wanted:
             suppressions_ses.put(opened.target, address)
-    opened.output.note(f"Suppressed: {_counted(wanted)}.")
+    opened.output.record({"suppressed": wanted, "in_ses": ses})
 
 
 @app.command()
@@ -123,7 +123,9 @@ def remove(
         plan = _found(connection, wanted)
         for row in plan:
             row["on_the_ses_list"] = _on_ses_list(opened.target, row["address"], addresses) if ses else None
-        opened.output.rows(plan, columns=("address", "users", "reason", "created_at", "on_the_ses_list"))
+        opened.output.beforehand.rows(
+            plan, columns=("address", "users", "reason", "created_at", "on_the_ses_list")
+        )
         complaints = sum("complaint" in (row["reason"], str(row["on_the_ses_list"]).lower()) for row in plan)
         if complaints:
             opened.output.note(
@@ -136,7 +138,7 @@ def remove(
     if ses:
         for address in dict.fromkeys((*map(str.strip, addresses), *wanted)):
             suppressions_ses.delete(opened.target, address)
-    opened.output.note(f"Removed {removed} here{'' if ses else '; SES may still suppress them'}.")
+    opened.output.record({"lifted": wanted, "removed_here": removed, "removed_from_ses": ses})
 
 
 def _on_ses_list(target: Target, address: str, given: list[str]) -> str | None:
