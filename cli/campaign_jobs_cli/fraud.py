@@ -198,7 +198,7 @@ def _decide(
                 decide(connection, id_, reason=reason)
     finally:
         database.close()
-    opened.output.record({"decision": decision, "cases": plan, "reason": reason})
+    opened.output.record({"decision": decision, "cases": [str(id_) for id_ in ids], "reason": reason})
     opened.output.note("Positions are calculated again within about two minutes.")
 
 

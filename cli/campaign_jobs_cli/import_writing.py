@@ -52,7 +52,7 @@ WHERE imported.line = users.line AND imported.existing_id IS DISTINCT FROM users
 
 _TAKEN: Final = """
 UPDATE imported SET broken = true FROM campaign_jobs.waitlist_users AS other
-WHERE NOT imported.broken AND imported.existing_id IS NULL
+WHERE imported.existing_id IS NULL
     AND other.campaign_id = %(campaign_id)s AND other.{column} = imported.{column}
 RETURNING imported.line
 """
@@ -82,7 +82,7 @@ FROM first WHERE imported.line = first.line
 
 _WRONG_REFERRERS: Final = """
 UPDATE imported SET broken = true
-WHERE NOT broken AND existing_id IS NULL AND referred_by IS NOT NULL AND (referrer_id IS NULL OR referrer_id = id)
+WHERE existing_id IS NULL AND referred_by IS NOT NULL AND (referrer_id IS NULL OR referrer_id = id)
 RETURNING line, referrer_id IS NULL AS nobody
 """
 
