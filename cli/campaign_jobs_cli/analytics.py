@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, TextIO
 from zoneinfo import ZoneInfo
 
 import typer
+from botocore.exceptions import BotoCoreError, ClientError
 
 from campaign_jobs.analytics.job import METRICS
 from campaign_jobs_cli import naming, session
@@ -82,7 +83,7 @@ def backfill(
         for part_begin, part_end in slices:
             try:
                 reports.append(_count(target, output, part_begin, part_end))
-            except CommandError as error:
+            except (CommandError, BotoCoreError, ClientError) as error:
                 counted = (
                     f"; counted up to there. Go on with --from {part_begin.isoformat()}" if reports else ""
                 )
@@ -119,7 +120,7 @@ def _count(target: Target, output: Output, begin: datetime, end: datetime) -> di
         report: dict[str, Any] = json.loads(answer["Payload"].read())
         if "FunctionError" in answer:
             raise CommandError(
-                f"the function refused {begin.isoformat()} to {end.isoformat()}: {_problem(report)}"
+                f"the function failed on {begin.isoformat()} to {end.isoformat()}: {_problem(report)}"
             )
         if not report["overlapped"]:
             return report

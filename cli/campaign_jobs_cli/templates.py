@@ -238,6 +238,7 @@ def _rendered(
     milestone: int,
 ) -> tuple[Chosen, RenderedEmail, str]:
     """The chosen template, the mail and its sender. Without a target, only from files and with made-up values."""
+    templates_sources.check_type(type_)
     if template is not None and files is not None:
         raise WrongInput("--template and --files are two templates; allowed is one of them")
     if target is None:

@@ -7,8 +7,14 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from campaign_jobs.email.composing import Templates, compose
-from campaign_jobs.email.rendering import RenderedEmail, Template, built_in, render, sample_context
-from campaign_jobs.email.samples import check_type
+from campaign_jobs.email.rendering import (
+    EMAIL_TYPES,
+    RenderedEmail,
+    Template,
+    built_in,
+    render,
+    sample_context,
+)
 from campaign_jobs.email.store import load, load_templates
 from campaign_jobs.email.unsubscribing.keys import KeyRing
 from campaign_jobs.email.unsubscribing.links import UnsubscribeLinks
@@ -36,6 +42,12 @@ class Chosen:
     type: str
     id: UUID | None = None
     campaign_id: UUID | None = None
+
+
+def check_type(type_: str) -> None:
+    """Raises WrongInput."""
+    if type_ not in EMAIL_TYPES:
+        raise WrongInput(f"there is no type of mail {type_!r}; the types are {', '.join(EMAIL_TYPES)}")
 
 
 def from_files(directory: Path, type_: str) -> Chosen:
