@@ -74,15 +74,8 @@ def list_suppressions(
 
 
 @app.command()
-def add(
-    context: typer.Context,
-    addresses: Addresses,
-    ses: Annotated[
-        bool, typer.Option("--ses", help="On SES's list as well, for everybody who sends from the account.")
-    ] = False,
-    yes: session.Yes = False,
-) -> None:
-    """Never write to these addresses again, whatever the campaign."""
+def add(context: typer.Context, addresses: Addresses, yes: session.Yes = False) -> None:
+    """Never write to these addresses again, whatever the campaign. SES's own list stays as it is."""
     opened = session.of(context)
     wanted = _lowered(addresses)
     with opened.target.database() as connection:
@@ -90,18 +83,10 @@ def add(
             {**row, "becomes": "unchanged" if row["reason"] == "manual" else "manual"}
             for row in _found(connection, wanted)
         ]
-        if ses:
-            for row in plan:
-                row["on_the_ses_list"] = suppressions_ses.reason_of_ses(opened.target, row["address"])
-        opened.output.beforehand.rows(
-            plan, columns=("address", "users", "reason", "becomes", *(["on_the_ses_list"] if ses else []))
-        )
-        opened.output.confirm(f"Suppress {_counted(wanted)}{' here and in SES' if ses else ''}?", yes=yes)
+        opened.output.beforehand.rows(plan, columns=("address", "users", "reason", "becomes"))
+        opened.output.confirm(f"Suppress {_counted(wanted)}?", yes=yes)
         connection.execute(_ADD, {"addresses": wanted})
-    if ses:
-        for address in wanted:
-            suppressions_ses.put(opened.target, address)
-    opened.output.record({"suppressed": wanted, "in_ses": ses})
+    opened.output.record({"suppressed": wanted})
 
 
 @app.command()

@@ -37,11 +37,6 @@ def listed(target: Target) -> Iterator[dict[str, Any]]:
         token = {"NextToken": page["NextToken"]}
 
 
-def put(target: Target, address: str) -> None:
-    """SES knows but two reasons, and of these a bounce is the one that says nothing of a person."""
-    target.client("sesv2").put_suppressed_destination(EmailAddress=address, Reason="BOUNCE")
-
-
 def delete(target: Target, address: str) -> None:
     ses = target.client("sesv2")
     for spelling in spellings(address):

@@ -32,7 +32,7 @@ def test_adding_and_removing_here(command: Command, connection: Connection) -> N
     assert asked.code == 3 and stored(connection) == {}
     assert campaign.address(user) in asked.out, "what it would do is shown before"
     added = command("suppressions", "add", campaign.address(user).upper(), "--yes", "--output", "json")
-    assert added.json == {"suppressed": [campaign.address(user)], "in_ses": False}
+    assert added.json == {"suppressed": [campaign.address(user)]}
     assert stored(connection) == {campaign.address(user): "manual"}
     listed = command("suppressions", "list", "--output", "json").json
     assert [(each["address"], each["list"], each["reason"]) for each in listed] == [
@@ -76,8 +76,7 @@ def test_the_list_of_the_account_is_named_and_shown(command: Command, target: Ta
 def test_removing_takes_an_address_off_both_lists(
     command: Command, target: Target, connection: Connection
 ) -> None:
-    command("suppressions", "add", "Gone@example.org", "--ses", "--yes")
-    assert suppressions_ses.reason_of_ses(target, "gone@example.org") == "BOUNCE"
+    command("suppressions", "add", "Gone@example.org", "--yes")
     target.client("sesv2").put_suppressed_destination(EmailAddress="Gone@example.org", Reason="COMPLAINT")
     printed = command("suppressions", "remove", "Gone@example.org", "--yes")
     assert printed.code == 0, printed.err
