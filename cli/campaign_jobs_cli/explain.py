@@ -6,6 +6,7 @@ from uuid import UUID
 
 import typer
 from psycopg import IsolationLevel
+from rich.text import Text
 
 from campaign_jobs_cli import explain_events, explain_people, naming, session
 from campaign_jobs_cli.errors import ExitCode
@@ -91,7 +92,7 @@ def _show_event(output: Output, event: Mapping[str, Any]) -> None:
             output.results.print()
             output.rows(event[name], columns=columns, title=title)
     output.results.print()
-    output.rows([{"look": line} for line in event["look_also"]], columns=("look",), title="Look also")
+    output.record({"look also": Text("\n".join(event["look_also"]))})
 
 
 def _show_people(
@@ -131,8 +132,7 @@ def _show_person(output: Output, person: Mapping[str, Any], *, shown: int | None
     output.record(user, title="User")
     output.results.print()
     position = {name: value for name, value in person["position"].items() if value not in (None, {})}
-    not_counted = position.pop("referrals_not_counted", {})
-    if not_counted:
+    if not_counted := position.get("referrals_not_counted"):
         position["referrals_not_counted"] = "; ".join(f"{count}: {why}" for why, count in not_counted.items())
     output.record(position, title="Position")
     for title, name, columns in _TABLES:
@@ -150,3 +150,5 @@ def _show_person(output: Output, person: Mapping[str, Any], *, shown: int | None
     if missing := [title.lower() for title, name, _ in _TABLES if not person[name]]:
         output.results.print()
         output.record({"none": ", ".join(missing)})
+    if any(str(reward["waits_for"]).startswith("an operator") for reward in person["rewards"]):
+        output.note("campaign-jobs rewards deliver USER_REWARD_ID delivers what waits for an operator.")

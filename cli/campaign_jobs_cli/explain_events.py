@@ -1,6 +1,7 @@
 """What the database knows of one event, and where to look for the rest."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from campaign_jobs import catalog
@@ -9,7 +10,7 @@ from campaign_jobs_cli.targets import Connection
 # All that is kept under an event's id, in one statement; each part is NULL or an empty list where there is nothing.
 _READ: Final = """
 SELECT
-    (SELECT to_jsonb(mail) - 'claim_token' - 'parked_event' || jsonb_build_object('email', users.email)
+    (SELECT to_jsonb(mail) || jsonb_build_object('email', users.email)
      FROM campaign_jobs.email_messages AS mail
      JOIN campaign_jobs.waitlist_users AS users ON users.id = mail.user_id
      WHERE mail.event_id = %(id)s) AS mail,
@@ -41,10 +42,21 @@ SELECT
 """
 
 
+# Without the token of a claim, and without what a producer gave for the template.
+_MAIL: Final = (
+    "type", "email", "status", "reason", "delivery_status", "delivery_status_at", "accepted_at", "ses_message_id",
+    "claimed_until", "position", "user_id", "campaign_id", "user_reward_id", "once_key", "tag", "created_at",
+    "updated_at",
+)  # fmt: skip
+
+
 def read(connection: Connection, event_id: str) -> dict[str, Any]:
     """What is known under the id; `known` is False where that is nothing."""
     row = connection.execute(_READ, {"id": event_id}).fetchone()
     assert row is not None
+    row = {name: _read_back(value) for name, value in row.items()}
+    if row["mail"] is not None:
+        row["mail"] = {name: row["mail"][name] for name in _MAIL}
     found = {name: value for name, value in row.items() if value}
     type_ = _type(found)
     return {
@@ -54,6 +66,18 @@ def read(connection: Connection, event_id: str) -> dict[str, Any]:
         "outcome": _outcome(found),
         **row,
         "look_also": _look_also(event_id, found, type_),
+    }
+
+
+def _read_back(value: Any) -> Any:
+    """Moments that went through JSON, as moments."""
+    if isinstance(value, list):
+        return [_read_back(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: datetime.fromisoformat(each) if name.endswith(("_at", "_until")) and each else each
+        for name, each in value.items()
     }
 
 

@@ -237,9 +237,9 @@ def _waits_for(row: Mapping[str, Any], *, held: bool) -> str | None:
     if held:
         return "a fraud case of the user"
     if row["status"] == "failed":
-        return f"campaign-jobs rewards deliver {row['user_reward_id']}"
+        return "an operator, or a new event"
     if row["status"] == "delivering":
         return "its mail" if row["claimed_until"] is None else "the answer of its endpoint"
     if row["method"] == "manual":
-        return f"an operator: campaign-jobs rewards deliver {row['user_reward_id']}"
+        return "an operator"
     return "the next attempt" if row["attempts"] else "its event"

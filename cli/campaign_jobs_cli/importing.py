@@ -76,7 +76,8 @@ def import_people(
         plan = _plan(chosen, people, counts, problems, verification=verification, welcome=welcome)
         if problems and not skip_invalid:
             _show(output, plan, problems)
-            output.note(f"{plan['invalid']} lines are wrong, so nothing was written.")
+            lines = "1 line is" if plan["invalid"] == 1 else f"{plan['invalid']:,} lines are"
+            output.note(f"{lines} wrong, so nothing was written.")
             raise typer.Exit(ExitCode.WRONG_USAGE)
         _show(output.beforehand, plan, problems)
         written = Written(0, 0, 0, 0)

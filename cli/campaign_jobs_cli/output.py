@@ -57,15 +57,10 @@ class Output:
         if not found:
             self.note(f"{title}: nothing" if title else "Nothing found.")
             return
-        table = Table(
-            title=_title(title), title_justify="left", header_style="bold", box=None, pad_edge=False
-        )
-        for column in columns:
-            number = all(isinstance(row.get(column), int | float | Decimal | None) for row in found)
-            table.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
-        for row in found:
-            table.add_row(*(shown(row.get(column)) for column in columns))
-        self.results.print(table)
+        ids = sum(any(_is_uuid(row.get(column)) for row in found) for column in columns)
+        others = len(columns) - ids
+        has_room = ids * _UUID_WIDTH + others * _LEAST_WIDTH <= self.results.width
+        self.results.print(table_of(found, columns=columns, title=title, ids_whole=has_room))
 
     def record(self, record: Row, *, title: str | None = None) -> None:
         """One thing with its properties, or a JSON object. Lists of mappings become tables below it."""
@@ -78,7 +73,7 @@ class Output:
         table.add_column(overflow="fold")
         for name, value in record.items():
             if name not in lists:
-                table.add_row(name.replace("_", " "), shown(value))
+                table.add_row(_as_text(name.replace("_", " ")), shown(value))
         self.results.print(table)
         for name, rows in lists.items():
             self.results.print()
@@ -134,6 +129,29 @@ class Output:
         sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
+_UUID_WIDTH: Final = 36 + 1
+_LEAST_WIDTH: Final = 8 + 1
+"""Of a column whose text may be folded; each with the gap behind it."""
+
+
+def table_of(
+    rows: Sequence[Row], *, columns: Sequence[str], title: str | None = None, ids_whole: bool = False
+) -> Table:
+    """Rows as a table; `columns` are keys of the rows. Ids that stay whole can be copied, and need the room."""
+    table = Table(title=_title(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        number = all(isinstance(row.get(column), int | float | Decimal | None) for row in rows)
+        table.add_column(
+            _as_text(column.replace("_", " ")),
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=ids_whole and any(_is_uuid(row.get(column)) for row in rows),
+        )
+    for row in rows:
+        table.add_row(*(shown(row.get(column)) for column in columns))
+    return table
+
+
 def _no_bar(_steps: float = 1, _total: int | None = None) -> None:
     """Without a terminal, nothing moves."""
 
@@ -157,6 +175,8 @@ def shown(value: object) -> Text:
             return Text(duration(value.total_seconds()))
         case float():
             return Text(f"{value:,.1f}")
+        case list() if all(isinstance(each, str) for each in value):
+            return Text(visible(", ".join(value)))
         case dict() | list() | tuple():
             return Text(visible(json.dumps(value, default=_plain, ensure_ascii=False)))
         case Text():
@@ -188,6 +208,13 @@ def duration(seconds: float) -> str:
     if seconds < 7_200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3_600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} d"
+
+
+def _is_uuid(value: object) -> bool:
+    return isinstance(value, UUID) or (
+        isinstance(value, str)
+        and re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
+    )
 
 
 def _is_table(value: object) -> bool:
