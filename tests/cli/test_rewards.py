@@ -182,5 +182,6 @@ def test_more_than_a_page(command: Command, campaign: Campaign, monkeypatch: pyt
     reward = campaign.add_reward("email")
     user_rewards = [campaign.earn(reward) for _ in range(5)]
     fail(campaign, *user_rewards)
+    assert command("rewards", "retry", "--all").out.split()[-1] == "5", "nobody is counted twice"
     assert command("rewards", "retry", "--all", "--yes", "--output", "json").json == {"asked_for_again": 5}
     assert asked_for(campaign) == sorted(map(str, user_rewards))
