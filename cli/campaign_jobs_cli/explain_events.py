@@ -150,13 +150,13 @@ def _look_also(event_id: str, found: Mapping[str, Any], type_: str | None) -> li
     is_over = mail is not None and mail["status"] in ("accepted", "skipped", "parked")
     commands = []
     if not is_over:
-        which = f" {job_type.name}" if job_type else ""
+        which = f" --job-type {job_type.name}" if job_type else ""
         commands.append(f"campaign-jobs dead-letters list{which}: whether it was given up, and why")
         commands.append("campaign-jobs lag: whether its job type is behind, and the oldest retry")
     if "outbox" not in found:
         what = f" --type {type_}" if type_ else ""
         commands.append(
-            f"campaign-jobs events tail --from TIME{what}: the event as it was published, if it was"
+            f"campaign-jobs events tail --from 7d{what}: the event as it was published, if it was"
         )
     user = mail or found.get("parked_reward") or found.get("user_reward")
     if user is not None:

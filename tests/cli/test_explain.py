@@ -218,7 +218,7 @@ def test_outcomes_of_mails(
     )
     event = command("explain", "it", "--output", "json").json
     assert event["outcome"] == outcome
-    has_to_look = any("dead-letters list email" in line for line in event["look_also"])
+    has_to_look = any("dead-letters list --job-type email" in line for line in event["look_also"])
     assert has_to_look == outcome.startswith("failed")
 
 
