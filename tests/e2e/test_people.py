@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,19 +14,7 @@ import pytest
 
 from campaign_jobs import outbox
 from campaign_jobs.events import PositionRecalcJobPayload
-from local.settings import LocalSettings
 from local.system import LocalSystem
-
-
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[LocalSystem]:
-    with LocalSystem(
-        tmp_path / "local",
-        LocalSettings.load({}),
-        durable=False,
-        customary_ports=False,
-    ) as running:
-        yield running
 
 
 @pytest.fixture
@@ -71,7 +59,7 @@ def test_people_are_imported_mailed_ranked_and_counted(
         "carol@example.org,,BOB,2026-01-03T10:00:00Z,2026-01-03T09:00:00Z\n"
         "dan@example.org,,BOB,,2026-01-04T09:00:00Z\n"
     )
-    imported = campaign_jobs("import", file, "--campaign", "Launch", "--verification", "--yes")
+    imported = campaign_jobs("import", file, "--campaign", campaign, "--verification", "--yes")
     assert imported["written"] == {"people": 4, "referrals": 2, "verification_mails": 1, "welcome_mails": 0}
     with psycopg.connect(system.database_url) as connection:
         # Relay would ask for it by itself, a minute later.
