@@ -9,6 +9,7 @@ import typer
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs_cli import doctor
 from campaign_jobs_cli.asynq import commands as asynq
+from campaign_jobs_cli import doctor, enqueue, tail
 from campaign_jobs_cli.errors import CommandError, ExitCode
 from campaign_jobs_cli.output import Format, Output
 from campaign_jobs_cli.session import Session
@@ -39,6 +40,8 @@ def options(
 
 app.command()(doctor.doctor)
 app.add_typer(asynq.app)
+app.add_typer(enqueue.app, name="enqueue")
+app.add_typer(tail.app, name="events")
 
 _ANYWHERE: Final = ("--env", "--output", "--directory")
 """Options of all commands, which may stand before the command or behind it."""

@@ -42,6 +42,11 @@ class Output:
     results: Console = field(default_factory=Console)
     notes: Console = field(default_factory=lambda: Console(stderr=True))
 
+    @property
+    def beforehand(self) -> "Output":
+        """Where a command shows what it would change: with JSON on standard error, whose result comes afterwards."""
+        return self if self.format is Format.TABLE else Output(results=self.notes, notes=self.notes)
+
     def rows(self, rows: Iterable[Row], *, columns: Sequence[str], title: str | None = None) -> None:
         """A table, or a JSON list of objects with all that each row has. `columns` are keys of the rows."""
         found = list(rows)
@@ -51,13 +56,7 @@ class Output:
         if not found:
             self.note(f"{title}: nothing" if title else "Nothing found.")
             return
-        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-        for column in columns:
-            number = all(isinstance(row.get(column), int | float | Decimal | None) for row in found)
-            table.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
-        for row in found:
-            table.add_row(*(shown(row.get(column)) for column in columns))
-        self.results.print(table)
+        self.results.print(table_of(found, columns=columns, title=title))
 
     def record(self, record: Row, *, title: str | None = None) -> None:
         """One thing with its properties, or a JSON object. Lists of mappings become tables below it."""
@@ -122,6 +121,17 @@ class Output:
 
     def _json(self, value: object) -> None:
         sys.stdout.write(json.dumps(value, default=_plain, indent=2, ensure_ascii=False) + "\n")
+
+
+def table_of(rows: Sequence[Row], *, columns: Sequence[str], title: str | None = None) -> Table:
+    """Rows as a table; `columns` are keys of the rows."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        number = all(isinstance(row.get(column), int | float | Decimal | None) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(shown(row.get(column)) for column in columns))
+    return table
 
 
 def _no_bar(_steps: float = 1, _total: int | None = None) -> None:
