@@ -10,7 +10,9 @@ from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs_cli import doctor
 from campaign_jobs_cli.asynq import commands as asynq
 from campaign_jobs_cli import doctor, enqueue, tail
+from campaign_jobs_cli import doctor, enqueue, switches, tail
 from campaign_jobs_cli.errors import CommandError, ExitCode
+from campaign_jobs_cli.lag import command as lag
 from campaign_jobs_cli.output import Format, Output
 from campaign_jobs_cli.session import Session
 
@@ -21,6 +23,8 @@ app = typer.Typer(
     "Results go to standard output, everything else to standard error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Joins the lines of a paragraph.
+    rich_markup_mode="markdown",
 )
 
 
@@ -42,6 +46,9 @@ app.command()(doctor.doctor)
 app.add_typer(asynq.app)
 app.add_typer(enqueue.app, name="enqueue")
 app.add_typer(tail.app, name="events")
+app.command()(lag.lag)
+app.command()(switches.pause)
+app.command()(switches.resume)
 
 _ANYWHERE: Final = ("--env", "--output", "--directory")
 """Options of all commands, which may stand before the command or behind it."""

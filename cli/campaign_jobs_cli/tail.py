@@ -1,6 +1,7 @@
 """`campaign-jobs events tail`: what is on the topic, decoded."""
 
 import json
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any
 
 import typer
@@ -48,7 +49,8 @@ def tail(
     target, output = opened.target, opened.output
     selection, owners = Selection.of(types, campaign, user), RewardOwners(target)
     begin, left = times.point(start), limit
-    with kafka.consumer(target) as client:
+    # Ctrl-C is how it ends where it follows.
+    with suppress(KeyboardInterrupt) if follow else nullcontext(), kafka.consumer(target) as client:
         ranges = records.ranges(target, client, begin, None if follow else times.Edge.END)
         for batch in records.read(target, client, ranges):
             found = [records.understand(record) for record in sorted(batch, key=lambda record: record.at)]
