@@ -11,6 +11,7 @@ from campaign_jobs_cli import doctor
 from campaign_jobs_cli.asynq import commands as asynq
 from campaign_jobs_cli import doctor, enqueue, tail
 from campaign_jobs_cli import doctor, enqueue, switches, tail
+from campaign_jobs_cli.dead_letters import command as dead_letters
 from campaign_jobs_cli.errors import CommandError, ExitCode
 from campaign_jobs_cli.lag import command as lag
 from campaign_jobs_cli.output import Format, Output
@@ -42,6 +43,7 @@ def options(
     context.obj = Session(environment, directory, Output(output))
 
 
+app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(doctor.doctor)
 app.add_typer(asynq.app)
 app.add_typer(enqueue.app, name="enqueue")
