@@ -225,8 +225,8 @@ def _filter(
         reason,
         pattern_of(matching),
         campaign,
-        (since and times.moment(since)) or None,
-        (until and times.moment(until)) or None,
+        None if since is None else times.moment(since),
+        None if until is None else times.moment(until),
     )
     if needed and found.is_everything:
         raise WrongInput("say which dead letters are meant: by id, --job-type, --reason and others, or --all")
@@ -244,7 +244,9 @@ def _find(opened: Session, wanted: Filter) -> Found:
     return found
 
 
-def _letters(opened: Session, job_types: Iterable[str], what: str) -> Generator[tuple[Reading, list[Letter]]]:
+def _letters(
+    opened: Session, job_types: Iterable[str], what: str
+) -> Generator[tuple[Reading, list[Letter]], None, None]:
     with opened.output.progress(what) as advance:
         for job_type in job_types:
             with reading(opened.target, job_type) as queue:

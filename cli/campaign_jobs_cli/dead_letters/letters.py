@@ -180,12 +180,7 @@ class Filter:
             return found
         rewards = {each.user_reward_id for each in found if each.user_reward_id is not None}
         owner_of = owners.of(rewards)
-        return [
-            letter
-            for letter in found
-            if letter.campaign_id == str(self.campaign)
-            or (letter.user_reward_id in owner_of and owner_of[letter.user_reward_id][0] == self.campaign)
-        ]
+        return [letter for letter in found if str(self.campaign) in _campaigns(letter, owner_of)]
 
     def _fits(self, letter: Letter) -> bool:
         return (
@@ -225,6 +220,13 @@ class Found:
     def rows(self) -> list[dict[str, Any]]:
         copies = self._copies
         return [letter.as_row(copies[letter.identity]) for letter in self.letters()]
+
+
+def _campaigns(letter: Letter, owner_of: Mapping[UUID, tuple[UUID, UUID]]) -> set[str | None]:
+    """What it names, and that of its user reward."""
+    reward = letter.user_reward_id
+    of_reward = owner_of.get(reward) if reward is not None else None
+    return {letter.campaign_id, None if of_reward is None else str(of_reward[0])}
 
 
 def pattern_of(text: str | None) -> re.Pattern[str] | None:
