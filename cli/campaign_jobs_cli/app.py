@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Final
 
+import psycopg
 import typer
+from botocore.exceptions import BotoCoreError, ClientError
+from confluent_kafka import KafkaException
 
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs_cli import doctor
@@ -15,6 +18,7 @@ from campaign_jobs_cli.dead_letters import command as dead_letters
 from campaign_jobs_cli.errors import CommandError, ExitCode
 from campaign_jobs_cli.lag import command as lag
 from campaign_jobs_cli.output import Format, Output
+from campaign_jobs_cli.replay import command as replay
 from campaign_jobs_cli.session import Session
 
 app = typer.Typer(
@@ -50,6 +54,7 @@ app.add_typer(enqueue.app, name="enqueue")
 app.add_typer(tail.app, name="events")
 app.command()(lag.lag)
 app.command()(switches.pause)
+app.command()(replay.replay)
 app.command()(switches.resume)
 
 _ANYWHERE: Final = ("--env", "--output", "--directory")
@@ -70,6 +75,10 @@ def run(arguments: list[str]) -> int:
     except CampaignJobsError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code if isinstance(error, CommandError) else ExitCode.FAILED
+    except (BotoCoreError, ClientError, KafkaException, psycopg.Error) as error:
+        # A part that answers, and not as we wished: it says itself what is wrong.
+        sys.stderr.write(f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}\n")
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return ExitCode.INTERRUPTED
