@@ -2,9 +2,11 @@
 
 import json
 import os
+import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
 from uuid import UUID
@@ -199,8 +201,9 @@ def discard(
             def throw_away(queue: Reading, letters: Sequence[Letter]) -> None:
                 write(letters)
                 queue.delete(letters)
-                discarded.update(each.job_type for each in letters if each.identity not in gone)
-                gone.update(each.identity for each in letters)
+                new = {each.identity: each.job_type for each in letters if each.identity not in gone}
+                discarded.update(new.values())
+                gone.update(new)
 
             _each(opened, found, "Deleting", throw_away)
     _report(opened, "discarded", discarded, found)
@@ -234,29 +237,32 @@ def _filter(
 
 
 def _find(opened: Session, wanted: Filter) -> Found:
-    """Read the queues; nothing is changed."""
-    found, owners = Found(), RewardOwners(opened.target)
-    with closing(_letters(opened, wanted.job_types, "Reading dead letters")) as batches:
-        for queue, letters in batches:
-            found.add(wanted.chosen(letters, owners))
-            if queue.cut:
-                opened.output.note(f"{letters[0].job_type}: SQS shows no more than {queue.seen} at a time.")
+    """Read the queues, side by side, because each is waited for. Nothing is changed."""
+    target, output = opened.target, opened.output
+    target.client("sqs")  # Before the threads, which must not make it at once.
+    stopping = threading.Event()
+
+    def read(job_type: str, advance: Advance) -> list[Letter]:
+        found: list[Letter] = []
+        with reading(target, job_type) as queue:
+            for letters in queue.batches():
+                found += letters
+                advance(len(letters))
+                if stopping.is_set():
+                    break
+        if queue.cut:
+            output.note(f"{job_type}: SQS shows no more than {queue.seen} at a time.")
+        return found
+
+    with output.progress("Reading dead letters") as advance, ThreadPoolExecutor() as pool:
+        try:
+            futures = [pool.submit(read, job_type, advance) for job_type in wanted.job_types]
+            letters = [letter for future in futures for letter in future.result()]
+        finally:
+            stopping.set()
+    found = Found()
+    found.add(wanted.chosen(letters, RewardOwners(target)))
     return found
-
-
-def _letters(
-    opened: Session, job_types: Iterable[str], what: str
-) -> Generator[tuple[Reading, list[Letter]], None, None]:
-    with opened.output.progress(what) as advance:
-        for job_type in job_types:
-            with reading(opened.target, job_type) as queue:
-                yield from _batches(queue, advance)
-
-
-def _batches(queue: Reading, advance: Advance) -> Iterator[tuple[Reading, list[Letter]]]:
-    for letters in queue.batches():
-        yield queue, letters
-        advance(len(letters))
 
 
 def _each(
@@ -266,12 +272,19 @@ def _each(
 
     One that was sent back and given up once more meanwhile is another message at the same place.
     """
-    job_types = sorted({letter.job_type for letter in planned.messages})
-    message_ids = planned.message_ids
-    with closing(_letters(opened, job_types, what)) as batches:
-        for queue, letters in batches:
-            if meant := [letter for letter in letters if letter.message_id in message_ids]:
-                act(queue, meant)
+    for job_type in sorted({letter.job_type for letter in planned.messages}):
+        left = {letter.message_id for letter in planned.messages if letter.job_type == job_type}
+        with (
+            opened.output.progress(f"{what}: {job_type}", len(left)) as advance,
+            reading(opened.target, job_type) as queue,
+        ):
+            for letters in queue.batches():
+                if meant := [letter for letter in letters if letter.message_id in left]:
+                    act(queue, meant)
+                    left -= {letter.message_id for letter in meant}
+                    advance(len(meant))
+                if not left:
+                    break
 
 
 def _plan(opened: Session, found: Found, destination: Callable[[Letter], str | None]) -> None:
