@@ -10,14 +10,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from confluent_kafka import KafkaException
 
 from campaign_jobs.errors import CampaignJobsError
-from campaign_jobs_cli import doctor
-from campaign_jobs_cli.asynq import commands as asynq
-from campaign_jobs_cli import doctor, enqueue, tail
 from campaign_jobs_cli import doctor, enqueue, switches, tail
+from campaign_jobs_cli.asynq import commands as asynq
 from campaign_jobs_cli.dead_letters import command as dead_letters
 from campaign_jobs_cli.errors import CommandError, ExitCode
 from campaign_jobs_cli.lag import command as lag
-from campaign_jobs_cli.output import Format, Output
+from campaign_jobs_cli.output import Format, Output, visible
 from campaign_jobs_cli.replay import command as replay
 from campaign_jobs_cli.session import Session
 
@@ -47,15 +45,15 @@ def options(
     context.obj = Session(environment, directory, Output(output))
 
 
-app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(doctor.doctor)
-app.add_typer(asynq.app)
-app.add_typer(enqueue.app, name="enqueue")
-app.add_typer(tail.app, name="events")
 app.command()(lag.lag)
 app.command()(switches.pause)
 app.command()(replay.replay)
 app.command()(switches.resume)
+app.add_typer(asynq.app)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(enqueue.app, name="enqueue")
+app.add_typer(tail.app, name="events")
 
 _ANYWHERE: Final = ("--env", "--output", "--directory")
 """Options of all commands, which may stand before the command or behind it."""
@@ -73,11 +71,12 @@ def run(arguments: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else ExitCode.DONE
     except CampaignJobsError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{visible(str(error))}\n")
         return error.exit_code if isinstance(error, CommandError) else ExitCode.FAILED
-    except (BotoCoreError, ClientError, KafkaException, psycopg.Error) as error:
-        # A part that answers, and not as we wished: it says itself what is wrong.
-        sys.stderr.write(f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}\n")
+    except (psycopg.Error, BotoCoreError, ClientError, KafkaException) as error:
+        # The first line alone: PostgreSQL's details repeat the row.
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        sys.stderr.write(f"{visible(first_line)}\n")
         return ExitCode.FAILED
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")

@@ -22,6 +22,7 @@ from campaign_jobs.events import (
 from campaign_jobs.producer import JobProducer
 from campaign_jobs_cli import session
 from campaign_jobs_cli.errors import WrongInput
+from campaign_jobs_cli.selection import campaign_of, user_of
 from campaign_jobs_cli.session import Session, Yes
 
 app = typer.Typer(
@@ -50,8 +51,8 @@ def email(
     type_: Annotated[
         str, typer.Argument(metavar="TYPE", help=", ".join(_EMAIL_TYPES), autocompletion=lambda: _EMAIL_TYPES)
     ],
-    campaign: Annotated[UUID, typer.Option("--campaign")],
-    user: Annotated[UUID, typer.Option("--user")],
+    campaign: Annotated[str, typer.Option("--campaign", help="By id or name.")],
+    user: Annotated[str, typer.Option("--user", help="By id or address.")],
     priority: Annotated[int, typer.Option(help="Within one batch, higher goes first.")] = 0,
     template: Annotated[
         UUID | None, typer.Option("--template", help="A template of the campaign instead of its enabled one.")
@@ -69,10 +70,12 @@ def email(
     yes: Yes = False,
 ) -> None:
     """One mail to one user."""
+    target = session.of(context).target
+    campaign_id = campaign_of(target, campaign)
     given: dict[str, Any] = {
         "type": type_,
-        "campaign_id": campaign,
-        "user_id": user,
+        "campaign_id": campaign_id,
+        "user_id": user_of(target, user, campaign_id),
         "priority": priority,
         "template_id": template,
         "template_data": dict(_pair(entry) for entry in data or ()),
@@ -86,7 +89,7 @@ def email(
 def position(
     context: typer.Context,
     *,
-    campaign: Annotated[UUID, typer.Option("--campaign")],
+    campaign: Annotated[str, typer.Option("--campaign", help="By id or name.")],
     points: Annotated[
         int, typer.Option(help="Becomes the campaign's points for a referral; 0 keeps it.")
     ] = 0,
@@ -95,7 +98,8 @@ def position(
     yes: Yes = False,
 ) -> None:
     """A recalculation of all positions of a campaign."""
-    given = {"campaign_id": campaign, "points_per_referral": points}
+    campaign_id = campaign_of(session.of(context).target, campaign)
+    given = {"campaign_id": campaign_id, "points_per_referral": points}
     _enqueue(context, _payload(PositionRecalcJobPayload, given), event_id, through_outbox, yes)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from campaign_jobs import catalog
 from campaign_jobs.events import EMAIL_EVENT_PREFIX, Event, PositionEvent, RewardEvent
+from campaign_jobs_cli import naming
 from campaign_jobs_cli.errors import WrongInput
 from campaign_jobs_cli.targets import Target
 
@@ -34,9 +35,14 @@ Types = Annotated[
         autocompletion=_complete,
     ),
 ]
-Campaign = Annotated[UUID | None, typer.Option("--campaign", help="Only events of this campaign.")]
+Campaign = Annotated[
+    str | None, typer.Option("--campaign", help="Only events of this campaign, by id or name.")
+]
 User = Annotated[
-    UUID | None, typer.Option("--user", help="Only events of this user; recalculations are nobody's alone.")
+    str | None,
+    typer.Option(
+        "--user", help="Only events of this user, by id or address; recalculations are nobody's alone."
+    ),
 ]
 
 
@@ -48,9 +54,11 @@ class Selection:
     user: UUID | None = None
 
     @classmethod
-    def of(cls, types: Iterable[str], campaign: UUID | None, user: UUID | None) -> "Selection":
-        """From what was given on the command line. Raises WrongInput."""
-        return cls(frozenset(each for name in types for each in _event_types(name)), campaign, user)
+    def of(cls, target: Target, types: Iterable[str], campaign: str | None, user: str | None) -> "Selection":
+        """From what was given on the command line. Raises WrongInput, NotFound and Unreachable."""
+        event_types = frozenset(each for name in types for each in _event_types(name))
+        campaign_id = None if campaign is None else campaign_of(target, campaign)
+        return cls(event_types, campaign_id, None if user is None else user_of(target, user, campaign_id))
 
     @property
     def is_everything(self) -> bool:
@@ -101,6 +109,22 @@ class RewardOwners:
                 ).fetchall()
             self._known.update({row["id"]: (row["campaign_id"], row["user_id"]) for row in rows})
         return self._known
+
+
+def campaign_of(target: Target, given: str) -> UUID:
+    """A campaign by id, whether it is there or not, or by name. Raises NotFound, WrongInput and Unreachable."""
+    if (found := naming.as_uuid(given)) is not None:
+        return found
+    with target.database() as connection:
+        return UUID(str(naming.campaign(connection, given)["id"]))
+
+
+def user_of(target: Target, given: str, campaign: UUID | None = None) -> UUID:
+    """A user by id, whether they are there or not, or by address. Raises NotFound, WrongInput and Unreachable."""
+    if (found := naming.as_uuid(given)) is not None:
+        return found
+    with target.database() as connection:
+        return naming.person(connection, given, campaign)
 
 
 def _campaign_and_user(

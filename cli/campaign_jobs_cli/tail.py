@@ -10,7 +10,7 @@ from rich.text import Text
 from campaign_jobs import events
 from campaign_jobs.events import EmailEvent, PositionEvent
 from campaign_jobs_cli import kafka, records, session, times
-from campaign_jobs_cli.output import Output
+from campaign_jobs_cli.output import Output, visible
 from campaign_jobs_cli.records import Understood
 from campaign_jobs_cli.selection import Campaign, RewardOwners, Selection, Types, User
 
@@ -47,7 +47,7 @@ def tail(
     """
     opened = session.of(context)
     target, output = opened.target, opened.output
-    selection, owners = Selection.of(types, campaign, user), RewardOwners(target)
+    selection, owners = Selection.of(target, types, campaign, user), RewardOwners(target)
     begin, left = times.point(start), limit
     # Ctrl-C is how it ends where it follows.
     with suppress(KeyboardInterrupt) if follow else nullcontext(), kafka.consumer(target) as client:
@@ -94,13 +94,13 @@ def _show(output: Output, each: Understood) -> None:
     text.append(f"  {record.place:<9} ", style="default")
     if event is not None:
         text.append(f"{event.type:<26}", style="cyan")
-        text.append(f" {event.id}", style="bold default")
-        text.append(f"  {_about(event)}", style="default")
+        text.append(f" {visible(event.id)}", style="bold default")
+        text.append(f"  {visible(_about(event))}", style="default")
     elif each.is_heartbeat:
         text.append("heartbeat", style="dim")
     else:
         text.append(f"{'no event' if each.decoded is None else 'invalid':<26}", style="bold red")
-        text.append(f" {each.reason}", style="red")
+        text.append(f" {visible(str(each.reason))}", style="red")
     output.line(shown, text)
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
-from uuid import UUID
 
 import typer
 
@@ -18,8 +17,9 @@ from campaign_jobs_cli.dead_letters.letters import JOB_TYPES, Filter, Found, Let
 from campaign_jobs_cli.dead_letters.queue import Reading, reading, send
 from campaign_jobs_cli.errors import NotFound, WrongInput
 from campaign_jobs_cli.output import Advance
-from campaign_jobs_cli.selection import RewardOwners
+from campaign_jobs_cli.selection import RewardOwners, campaign_of
 from campaign_jobs_cli.session import Session, Yes
+from campaign_jobs_cli.targets import Target
 
 app = typer.Typer(
     help="What was given up: invalid, refused for good, or out of attempts. It stays for 14 days.",
@@ -44,7 +44,9 @@ Reason = Annotated[str | None, typer.Option("--reason", help="Only those whose r
 Matching = Annotated[
     str | None, typer.Option("--matching", help="Only those whose reason this regular expression finds.")
 ]
-Campaign = Annotated[UUID | None, typer.Option("--campaign", help="Only those of this campaign.")]
+Campaign = Annotated[
+    str | None, typer.Option("--campaign", help="Only those of this campaign, by id or name.")
+]
 Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only those given up since then.")]
 Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only those given up before.")]
 All = Annotated[bool, typer.Option("--all", help="All there are, where nothing else says which.")]
@@ -68,7 +70,16 @@ def list_(
     opened = session.of(context)
     found = _find(
         opened,
-        _filter([], job_types, reason=reason, matching=matching, campaign=campaign, since=since, until=until),
+        _filter(
+            opened.target,
+            [],
+            job_types,
+            reason=reason,
+            matching=matching,
+            campaign=campaign,
+            since=since,
+            until=until,
+        ),
     )
     opened.output.rows(found.rows(), columns=_COLUMNS, title="Dead letters")
 
@@ -82,7 +93,7 @@ def show(
 ) -> None:
     """Show dead letters whole, with the event as it came."""
     opened = session.of(context)
-    found = _find(opened, _filter(ids, job_types))
+    found = _find(opened, _filter(opened.target, ids, job_types))
     if not found:
         raise NotFound(f"there is no dead letter {', '.join(ids)}")
     rows = [
@@ -118,6 +129,7 @@ def redrive(
     opened = session.of(context)
     target, output = opened.target, opened.output
     wanted = _filter(
+        opened.target,
         ids,
         job_types,
         reason=reason,
@@ -179,6 +191,7 @@ def discard(
     if (save is None) != no_save:
         raise WrongInput("say whether to keep them: either --save FILE or --no-save")
     wanted = _filter(
+        opened.target,
         ids,
         job_types,
         reason=reason,
@@ -210,12 +223,13 @@ def discard(
 
 
 def _filter(
+    target: Target,
     ids: Sequence[str],
     job_types: Sequence[str],
     *,
     reason: str | None = None,
     matching: str | None = None,
-    campaign: UUID | None = None,
+    campaign: str | None = None,
     since: str | None = None,
     until: str | None = None,
     needed: bool = False,
@@ -227,7 +241,7 @@ def _filter(
         tuple(name for name in JOB_TYPES if not job_types or name in job_types),
         reason,
         pattern_of(matching),
-        campaign,
+        None if campaign is None else campaign_of(target, campaign),
         None if since is None else times.moment(since),
         None if until is None else times.moment(until),
     )

@@ -81,7 +81,7 @@ def replay(
         return
     if start is None:
         raise WrongInput("say where to begin: --from POINT, or --resume FILE")
-    selection = Selection.of(types, campaign, user)
+    selection = Selection.of(opened.target, types, campaign, user)
     plan, state, live = _planned(opened, start, end, selection, again=again, share=share, rate=rate)
     result: dict[str, Any] = {
         "replay_id": state.replay_id,
