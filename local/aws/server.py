@@ -14,6 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
 
+import local.aws.queue_ages  # noqa: F401  moto finds its figures among the subclasses.
 from local.aws.account import Account, AccountError, AccountSettings, read_settings, write_seconds
 from local.aws.feedback import FeedbackError, SesFeedback, read_feedback_settings
 from local.aws.mails import MailDirectory
