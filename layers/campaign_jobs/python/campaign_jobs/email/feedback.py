@@ -20,12 +20,15 @@ SELECT event_id, tag FROM campaign_jobs.email_messages WHERE tag = ANY (%(tags)s
 ORDER BY event_id FOR NO KEY UPDATE
 """
 
+# What is older than all that is kept is taken for known: somebody may have lifted its suppression since.
 _RECORD: Final = """
 INSERT INTO campaign_jobs.email_events (tag, ses_message_id, delivery_status, occurred_at, detail)
 SELECT tag, ses_message_id, delivery_status, occurred_at, detail
 FROM unnest(%(tags)s::text[], %(ses_message_ids)s::text[], %(delivery_statuses)s::text[],
             %(occurred_ats)s::timestamptz[], %(details)s::text[])
     AS reported (tag, ses_message_id, delivery_status, occurred_at, detail)
+WHERE occurred_at
+    >= coalesce((SELECT kept_since FROM campaign_jobs.retention WHERE table_name = 'email_events'), '-infinity')
 ORDER BY tag, ses_message_id, delivery_status, occurred_at
 ON CONFLICT DO NOTHING
 RETURNING tag, ses_message_id, delivery_status, occurred_at
