@@ -178,7 +178,8 @@ _DELETE_MAILS: Final = """
 WITH looked_at AS MATERIALIZED (
     SELECT event_id, created_at FROM campaign_jobs.email_messages
     WHERE asked_at IS NOT NULL AND status <> 'parked' AND (once_key IS NULL OR status <> 'accepted')
-      AND (created_at, event_id) > (coalesce(%(after_created_at)s, '-infinity'), coalesce(%(after_event_id)s, ''))
+      AND (created_at, event_id)
+        > (coalesce(%(after_created_at)s::timestamptz, '-infinity'), coalesce(%(after_event_id)s::text, ''))
       AND created_at < %(before)s
     ORDER BY created_at, event_id LIMIT %(limit)s
 ), passed AS MATERIALIZED (
