@@ -25,8 +25,3 @@ CREATE INDEX outbox_by_age ON campaign_jobs.outbox (coalesce(published_at, creat
 CREATE INDEX webhook_attempts_by_age ON campaign_jobs.webhook_attempts (attempted_at);
 CREATE INDEX fraud_cases_by_age ON campaign_jobs.fraud_cases (updated_at)
     WHERE status IN ('dismissed', 'retracted') AND blocked_from IS NULL;
-
--- What stands for the address of a person who was erased: the address cannot be read from it, and still matches itself.
-CREATE FUNCTION campaign_jobs.erased_address(address text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT 'sha256:' || encode(sha256(convert_to(lower(address), 'UTF8')), 'hex')
-$$;
