@@ -131,40 +131,54 @@ DELETE FROM campaign_jobs.campaign_metrics WHERE ctid = ANY (ARRAY(
 ))
 """
 
-# The lock lets one run delete at a time, and none while a backfill counts what would be deleted.
+# One run at a time.
 _LOCK_EVENTS: Final = """
-SELECT now() - %(kept)s::interval FROM campaign_jobs.retention WHERE table_name = 'email_events'
-FOR NO KEY UPDATE SKIP LOCKED
+SELECT FROM campaign_jobs.retention WHERE table_name = 'email_events' FOR NO KEY UPDATE SKIP LOCKED
 """
 
 # An event of a mail that is not accepted may still be the proof that it is.
-_DELETE_EVENTS: Final = """
+_MAY_GO: Final[LiteralString] = """
+    recorded_at < {before} AND occurred_at < {before}
+    AND EXISTS (SELECT FROM campaign_jobs.email_messages AS mail
+                WHERE mail.tag = event.tag AND mail.status = 'accepted')
+"""
+_KEPT_SINCE: Final[LiteralString] = (
+    "(SELECT kept_since FROM campaign_jobs.retention WHERE table_name = 'email_events')"
+)
+
+_DELETE_EVENTS: Final = f"""
 DELETE FROM campaign_jobs.email_events WHERE ctid = ANY (ARRAY(
     SELECT event.ctid FROM campaign_jobs.email_events AS event
-    WHERE recorded_at < %(before)s AND occurred_at < %(before)s
-      AND EXISTS (SELECT FROM campaign_jobs.email_messages AS mail
-                  WHERE mail.tag = event.tag AND mail.status = 'accepted')
+    WHERE {_MAY_GO.replace("{before}", _KEPT_SINCE)}
     ORDER BY recorded_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ))
-"""
+"""  # noqa: S608 - constants of this module
 
-_MOVE_EVENTS: Final = """
-UPDATE campaign_jobs.retention SET kept_since = greatest(kept_since, %(before)s) WHERE table_name = 'email_events'
-"""
+_MOVE_EVENTS: Final = f"""
+UPDATE campaign_jobs.retention SET kept_since = now() - %(kept)s::interval
+WHERE table_name = 'email_events' AND kept_since < now() - %(kept)s::interval
+  AND EXISTS (SELECT FROM campaign_jobs.email_events AS event
+              WHERE {_MAY_GO.replace("{before}", "now() - %(kept)s::interval")})
+"""  # noqa: S608 - constants of this module
 
 
 def _delete_events(connection: Connection, kept: timedelta) -> _Batch:
-    row = connection.execute(_LOCK_EVENTS, {"kept": kept}).fetchone()
-    if row is None:
+    """Delete what a transaction before this one has declared too old.
+
+    Were it one transaction, an event that comes again would wait for the end of it and then be recorded as a new one.
+    """
+    if connection.execute(_LOCK_EVENTS).fetchone() is None:
         return _Batch(0, is_full=False)
-    parameters = {"before": row[0], "limit": ROWS_AT_ONCE}
+    parameters = {"kept": kept, "limit": ROWS_AT_ONCE}
     deleted = connection.execute(_DELETE_EVENTS, parameters).rowcount
-    if deleted:
-        connection.execute(_MOVE_EVENTS, parameters)
-    return _Batch(deleted, is_full=deleted == ROWS_AT_ONCE)
+    is_full = deleted == ROWS_AT_ONCE
+    if not is_full:
+        is_full = connection.execute(_MOVE_EVENTS, parameters).rowcount > 0
+    return _Batch(deleted, is_full)
 
 
-# Nothing that analytics would count again, and nothing at all before it has counted.
+# One run at a time, and none while a backfill counts. Nothing that analytics would count again, and nothing at all
+# before it has counted.
 _LOCK_MAILS: Final = """
 SELECT least(now() - %(kept)s::interval, watermark - %(recounted)s::interval), after_created_at, after_event_id
 FROM campaign_jobs.retention JOIN campaign_jobs.job_watermarks ON job_type = 'analytics'
