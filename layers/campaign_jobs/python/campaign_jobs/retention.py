@@ -186,12 +186,17 @@ WHERE table_name = 'email_messages'
 FOR NO KEY UPDATE OF retention SKIP LOCKED
 """
 
+# As the index says. A parked mail waits however long, and one that must not go twice stays as long as its user.
+_PASSES: Final[LiteralString] = """
+    asked_at IS NOT NULL AND status <> 'parked' AND (once_key IS NULL OR status <> 'accepted')
+"""
+
 # Of what is looked at, a mail stays that may still count as accepted, because SES has reported of it, and the last
 # position that each user was told. One that changes meanwhile is locked or, once changed, no longer old.
-_DELETE_MAILS: Final = """
+_DELETE_MAILS: Final = f"""
 WITH looked_at AS MATERIALIZED (
     SELECT event_id, created_at FROM campaign_jobs.email_messages
-    WHERE asked_at IS NOT NULL AND status <> 'parked' AND (once_key IS NULL OR status <> 'accepted')
+    WHERE {_PASSES}
       AND (created_at, event_id)
         > (coalesce(%(after_created_at)s::timestamptz, '-infinity'), coalesce(%(after_event_id)s::text, ''))
       AND created_at < %(before)s
@@ -199,8 +204,8 @@ WITH looked_at AS MATERIALIZED (
 ), passed AS MATERIALIZED (
     SELECT mail.event_id FROM campaign_jobs.email_messages AS mail
     WHERE mail.event_id = ANY (ARRAY(SELECT event_id FROM looked_at))
+      AND {_PASSES}
       AND mail.asked_at < %(before)s AND mail.updated_at < %(before)s
-      AND mail.status <> 'parked' AND (mail.once_key IS NULL OR mail.status <> 'accepted')
       AND (mail.status = 'accepted'
            OR NOT EXISTS (SELECT FROM campaign_jobs.email_events AS event WHERE event.tag = mail.tag))
       AND (mail.status <> 'accepted' OR mail.type <> 'position_update' OR EXISTS (
@@ -215,7 +220,7 @@ WITH looked_at AS MATERIALIZED (
 SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM looked_at), last.created_at, last.event_id
 FROM (SELECT) AS always
 LEFT JOIN (SELECT created_at, event_id FROM looked_at ORDER BY created_at DESC, event_id DESC LIMIT 1) AS last ON true
-"""
+"""  # noqa: S608 - constants of this module
 
 _MOVE_MAILS: Final = """
 UPDATE campaign_jobs.retention
