@@ -49,15 +49,16 @@ class EmailIdentity(Construct):
                 "MailFromSpf": f'{mail_from} TXT "v=spf1 include:amazonses.com ~all"',
             }
 
+    @property
+    def arns(self) -> list[str]:
+        """What mail is sent from and with."""
+        return [
+            *(f"{self._prefix}:identity/{domain}" for domain in self._domains),
+            f"{self._prefix}:configuration-set/{self.configuration_set.configuration_set_name}",
+        ]
+
     def grant_send(self, grantee: iam.IGrantable) -> None:
         """Let it send from our domains, and ask how fast the account may."""
-        iam.Grant.add_to_principal(
-            grantee=grantee,
-            actions=["ses:SendEmail"],
-            resource_arns=[
-                *(f"{self._prefix}:identity/{domain}" for domain in self._domains),
-                f"{self._prefix}:configuration-set/{self.configuration_set.configuration_set_name}",
-            ],
-        )
+        iam.Grant.add_to_principal(grantee=grantee, actions=["ses:SendEmail"], resource_arns=self.arns)
         # The account's rate belongs to no resource, so this action knows none.
         iam.Grant.add_to_principal(grantee=grantee, actions=["ses:GetAccount"], resource_arns=["*"])

@@ -1,5 +1,7 @@
 """The MSK cluster, its topic, and who may do what with them."""
 
+from collections.abc import Sequence
+
 from aws_cdk import Fn, Stack, custom_resources
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
@@ -101,6 +103,16 @@ class KafkaCluster(Construct):
             iam.PolicyStatement(
                 actions=["kafka-cluster:DescribeTopic", "kafka-cluster:WriteData"],
                 resources=[self.topic_arn],
+            ),
+        ]
+
+    def look_statements(self, consumer_groups: Sequence[str]) -> list[iam.PolicyStatement]:
+        """What it takes to read the topic without committing, and to see how far groups have got."""
+        return [
+            iam.PolicyStatement(actions=["kafka-cluster:ReadData"], resources=[self.topic_arn]),
+            iam.PolicyStatement(
+                actions=["kafka-cluster:DescribeGroup"],
+                resources=[self._arn_below("group", group) for group in consumer_groups],
             ),
         ]
 

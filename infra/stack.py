@@ -15,6 +15,7 @@ from infra.kafka_cluster import KafkaCluster
 from infra.layers import Layers
 from infra.migrations import Migrations
 from infra.network import WEBHOOK_PORTS, Network
+from infra.operators import Operators
 from infra.producers import Producers
 from infra.scheduled_worker import ScheduledWorker
 from infra.unsubscribe import Unsubscribe
@@ -63,7 +64,7 @@ class CampaignJobsStack(Stack):
         for tuned in (analytics, fraud):
             tuned.show_schedule_to(relay.function)
 
-        Feedback(
+        feedback = Feedback(
             self,
             "Feedback",
             environment=environment,
@@ -87,6 +88,18 @@ class CampaignJobsStack(Stack):
         reward.function.connections.allow_to_any_ipv4(WEBHOOK_PORTS, "Webhooks")
         self.kafka.grant_publish(relay.function)
         self.kafka.connections.allow_default_port_from(relay.function, "Relay to brokers")
+        self.operators = Operators(
+            self,
+            "Operators",
+            environment=environment,
+            network=self.network,
+            kafka=self.kafka,
+            database=self.database,
+            email_identity=self.email_identity,
+            rule_arns=[scheduled.rule.rule_arn for scheduled in (analytics, fraud, relay)],
+            backfilling=analytics.function,
+            feedback=feedback.function,
+        )
         self.alarms = Alarms(self, "Alarms", environment=environment, reporting=relay.rule)
         Dashboard(self, "Dashboard", environment=environment, alarms=self.alarms.all)
         self._put_out(unsubscribe)
@@ -100,6 +113,11 @@ class CampaignJobsStack(Stack):
             "ProducerSecurityGroup": (
                 self.producers.security_group.security_group_id,
                 "For producers in this VPC",
+            ),
+            "OperatorPolicy": (self.operators.policy.managed_policy_arn, "For whoever runs the command line"),
+            "OperatorSecurityGroup": (
+                self.operators.security_group.security_group_id,
+                "For where the command line runs",
             ),
             "DatabaseSecret": (self.database.secret.secret_arn, "Where PostgreSQL is, and its password"),
             "AlarmTopic": (self.alarms.topic.topic_arn, "Where alarms go, for whoever subscribes to it"),

@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import psycopg
 import pytest
 
 from campaign_jobs.database import migrations
 from campaign_jobs.database.connection import Connection, Database
+from local.aws import AccountSettings, AwsStandIn, prepare
 from local.kafka import KafkaBroker, create_topic
 from local.postgres import PostgresServer
 
@@ -19,9 +21,12 @@ from local.postgres import PostgresServer
 TEMPLATE_DATABASE = f"campaign_jobs_template_{uuid.uuid4().hex}"
 
 
+SENDER_DOMAIN = "mail.example.com"
+
 LONGEST = (
     "test_every_boundary",
     "test_chaos",
+    "test_stopping",
     "test_demo",
     "test_killers",
     "test_deadlines",
@@ -109,3 +114,23 @@ def topic(kafka_broker: KafkaBroker) -> str:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def _stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsStandIn]:
+    with AwsStandIn(tmp_path_factory.mktemp("aws") / "mails") as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def aws(_stand_in: AwsStandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsStandIn]:
+    """SES and SQS for whatever makes a boto3 client from the environment; SES accepts all of SENDER_DOMAIN."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _stand_in.endpoint_url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    prepare(boto3.client("sesv2"), boto3.client("sqs"), [SENDER_DOMAIN], [])
+    yield _stand_in
+    _stand_in.play([])
+    _stand_in.set_account(AccountSettings())

@@ -8,6 +8,7 @@ import typer
 
 from campaign_jobs.errors import CampaignJobsError
 from campaign_jobs_cli import doctor
+from campaign_jobs_cli.asynq import commands as asynq
 from campaign_jobs_cli.errors import CommandError, ExitCode
 from campaign_jobs_cli.output import Format, Output
 from campaign_jobs_cli.session import Session
@@ -37,6 +38,7 @@ def options(
 
 
 app.command()(doctor.doctor)
+app.add_typer(asynq.app)
 
 _ANYWHERE: Final = ("--env", "--output", "--directory")
 """Options of all commands, which may stand before the command or behind it."""

@@ -82,10 +82,11 @@ def test_the_groups_that_are_there_let_in_whoever_connects(taken: Synthesis) -> 
         }
 
     producers = taken.template["Outputs"]["ProducerSecurityGroup"]["Value"]
+    operators = taken.template["Outputs"]["OperatorSecurityGroup"]["Value"]
     assert let_in(BROKERS) == {
-        str(source): (9098, 9098) for source in (producers, taken.security_group("relay"))
+        str(source): (9098, 9098) for source in (producers, operators, taken.security_group("relay"))
     }
-    using_the_database = [str(taken.security_group(name)) for name in settings.BY_FUNCTION]
+    using_the_database = [str(taken.security_group(name)) for name in settings.BY_FUNCTION] + [str(operators)]
     assert let_in(POSTGRESQL) == dict.fromkeys(using_the_database, (5433, 5433))
     # The groups' own rules are not ours: none of the others is touched.
     ours = taken.resources("AWS::EC2::SecurityGroupIngress").values()

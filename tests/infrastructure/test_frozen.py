@@ -174,8 +174,8 @@ def test_what_is_frozen_covers_all_that_the_stack_holds(dev: Synthesis, dev_befo
     assert by_type["AWS::SQS::Queue"] == len(dev.resources("AWS::SQS::Queue"))
     # From Kafka and from the retry queue, and feedback's.
     assert by_type["AWS::Lambda::EventSourceMapping"] == 2 * len(lanes) + 1
-    # The cluster's, the database's and the producers'; a function's own may be replaced.
-    assert by_type["AWS::EC2::SecurityGroup"] == 3
+    # The cluster's, the database's, the producers' and the operators'; a function's own may be replaced.
+    assert by_type["AWS::EC2::SecurityGroup"] == 4
     group = dev.one("AWS::MSK::Cluster")[1]["Properties"]["BrokerNodeGroupInfo"]["SecurityGroups"][0]
     assert group["Fn::GetAtt"][0] in dev_before
 

@@ -129,13 +129,14 @@ def test_functions_outlast_their_batches_within_lambda_s_limit_for_kafka(synthes
         assert function["Properties"]["Timeout"] == job_type.timeout_seconds <= 14 * 60
 
 
-def test_brokers_hear_only_producers_the_relay_and_lambda_s_pollers(synthesis: Synthesis) -> None:
+def test_brokers_hear_only_producers_operators_the_relay_and_lambda_s_pollers(synthesis: Synthesis) -> None:
     _, cluster = synthesis.one("AWS::MSK::Cluster")
     (group,) = cluster["Properties"]["BrokerNodeGroupInfo"]["SecurityGroups"]
     rules = synthesis.let_in(group)
     producers = synthesis.template["Outputs"]["ProducerSecurityGroup"]["Value"]
     sources = [rule["SourceSecurityGroupId"] for rule in rules]
-    wanted = [group, producers, synthesis.security_group("relay")]
+    operators = synthesis.template["Outputs"]["OperatorSecurityGroup"]["Value"]
+    wanted = [group, producers, operators, synthesis.security_group("relay")]
     assert sorted(sources, key=json.dumps) == sorted(wanted, key=json.dumps)
     assert {(rule["FromPort"], rule["ToPort"]) for rule in rules} == {(9098, 9098)}
     own_rules = synthesis.template["Resources"][group["Fn::GetAtt"][0]]["Properties"]

@@ -22,9 +22,12 @@ def _actions(statement: dict[str, Any]) -> list[str]:
     return [str(action) for action in actions] if isinstance(actions, list) else [str(actions)]
 
 
-def test_only_the_relay_and_producers_may_write_to_kafka(synthesis: Synthesis) -> None:
+def test_of_the_functions_only_the_relay_may_write_to_kafka(synthesis: Synthesis) -> None:
     cluster, _ = synthesis.one("AWS::MSK::Cluster")
-    producers, _ = synthesis.one("AWS::IAM::ManagedPolicy")
+    policies = {
+        synthesis.named("AWS::IAM::ManagedPolicy", "ManagedPolicyName", part)[0]
+        for part in ("producer", "operator")
+    }
     writing = {"kafka-cluster:WriteData", "kafka-cluster:WriteDataIdempotently"}
     assert [name for name in FUNCTIONS if any(synthesis.granted(name, action) for action in writing)] == [
         "relay"
@@ -32,8 +35,8 @@ def test_only_the_relay_and_producers_may_write_to_kafka(synthesis: Synthesis) -
     topic = topic_arn({"Ref": cluster}, "job-events")
     assert synthesis.granted("relay", "kafka-cluster:WriteData") == [topic]
     writers = {owner for owner, statement in synthesis.all_statements() if writing & set(_actions(statement))}
-    assert producers in writers
-    assert len(writers) == 2
+    assert policies < writers
+    assert len(writers) == 3
 
 
 def test_the_relay_reads_nothing_from_kafka(synthesis: Synthesis) -> None:
@@ -148,11 +151,12 @@ def test_the_unsubscribe_url_is_all_that_the_world_may_call(synthesis: Synthesis
     ]
 
 
-def test_the_database_hears_the_functions_that_use_it(synthesis: Synthesis) -> None:
+def test_the_database_hears_operators_and_the_functions_that_use_it(synthesis: Synthesis) -> None:
     _, cluster = synthesis.one("AWS::RDS::DBCluster")
     (group,) = cluster["Properties"]["VpcSecurityGroupIds"]
     sources = [rule["SourceSecurityGroupId"] for rule in synthesis.let_in(group)]
-    wanted = [synthesis.security_group(name) for name in USING_THE_DATABASE]
+    operators = synthesis.template["Outputs"]["OperatorSecurityGroup"]["Value"]
+    wanted = [*(synthesis.security_group(name) for name in USING_THE_DATABASE), operators]
     assert sorted(map(str, sources)) == sorted(map(str, wanted))
     assert "SecurityGroupIngress" not in synthesis.template["Resources"][group["Fn::GetAtt"][0]]["Properties"]
 
@@ -194,10 +198,11 @@ def test_no_statement_names_every_action(synthesis: Synthesis) -> None:
 def test_only_what_knows_no_resources_is_allowed_on_everything(synthesis: Synthesis) -> None:
     """Network interfaces, which Lambda needs to put a function into its subnets, and how fast the account may send."""
     assert [name for name in FUNCTIONS if synthesis.granted(name, "ses:GetAccount")] == ["email"]
+    operators, _ = synthesis.named("AWS::IAM::ManagedPolicy", "ManagedPolicyName", "operator")
     on_everything = {
         action
-        for _, statement in synthesis.all_statements()
-        if "*" in str(statement["Resource"])
+        for owner, statement in synthesis.all_statements()
+        if "*" in str(statement["Resource"]) and owner != operators
         for action in _actions(statement)
     }
     on_everything.remove("ses:GetAccount")

@@ -11,7 +11,7 @@ def output(synthesis: Synthesis, name: str) -> Any:
 
 def test_the_policy_for_producers_writes_to_the_topic_and_to_nothing_else(synthesis: Synthesis) -> None:
     cluster, _ = synthesis.one("AWS::MSK::Cluster")
-    _, policy = synthesis.one("AWS::IAM::ManagedPolicy")
+    _, policy = synthesis.named("AWS::IAM::ManagedPolicy", "ManagedPolicyName", "producer")
     assert policy["Properties"]["PolicyDocument"]["Statement"] == [
         {
             "Effect": "Allow",
@@ -52,14 +52,17 @@ def test_services_find_the_same_in_parameters_and_operators_in_outputs(synthesis
         for parameter in synthesis.resources("AWS::SSM::Parameter").values()
     }
     prefix = f"/campaign-jobs/{synthesis.environment.name}"
-    policy, _ = synthesis.one("AWS::IAM::ManagedPolicy")
+    policy, _ = synthesis.named("AWS::IAM::ManagedPolicy", "ManagedPolicyName", "producer")
     lookup, _ = synthesis.one("Custom::AWS")
-    assert values == {
-        f"{prefix}/brokers": {"Fn::GetAtt": [lookup, "BootstrapBrokerStringSaslIam"]},
-        f"{prefix}/topic": "job-events",
-        f"{prefix}/producer-policy-arn": {"Ref": policy},
-        f"{prefix}/producer-security-group-id": output(synthesis, "ProducerSecurityGroup"),
-    }
+    assert (
+        values.items()
+        >= {
+            f"{prefix}/brokers": {"Fn::GetAtt": [lookup, "BootstrapBrokerStringSaslIam"]},
+            f"{prefix}/topic": "job-events",
+            f"{prefix}/producer-policy-arn": {"Ref": policy},
+            f"{prefix}/producer-security-group-id": output(synthesis, "ProducerSecurityGroup"),
+        }.items()
+    )
     for name, parameter in (
         ("Brokers", "brokers"),
         ("Topic", "topic"),
@@ -75,6 +78,8 @@ def test_outputs_name_what_an_operator_needs(synthesis: Synthesis) -> None:
         "Topic",
         "ProducerPolicy",
         "ProducerSecurityGroup",
+        "OperatorPolicy",
+        "OperatorSecurityGroup",
         "DatabaseSecret",
         "UnsubscribeUrl",
         "AlarmTopic",

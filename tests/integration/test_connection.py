@@ -1,6 +1,7 @@
 """What becomes of a transaction when the server, the secret or the schema is not there."""
 
 import os
+import socket
 from collections.abc import Iterator
 
 import boto3
@@ -41,6 +42,15 @@ def test_a_connection_lost_on_the_way_is_the_databases_fault(
     with pytest.raises(DatabaseUnavailable), database.transaction() as inside:
         connection.execute("SELECT pg_terminate_backend(%s)", [inside.info.backend_pid])
         inside.execute("SELECT pg_sleep(10)")
+    with database.transaction() as inside:
+        assert inside.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_connection_cut_without_a_word_is_the_databases_fault(database: Database) -> None:
+    with pytest.raises(DatabaseUnavailable, match="lost"), database.transaction() as inside:
+        with socket.socket(fileno=os.dup(inside.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+        inside.execute("SELECT 1")
     with database.transaction() as inside:
         assert inside.execute("SELECT 1").fetchone() == (1,)
 

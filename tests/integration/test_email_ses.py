@@ -20,7 +20,7 @@ from campaign_jobs.worker.outcomes import Done, Outcome, Rejected, Retry
 from local.aws import AccountSettings, Answer, AwsStandIn, ScriptLine
 from local.aws.mails import Mail as KeptMail
 from local.aws.mails import read_mails
-from tests.integration.conftest import SENDER_DOMAIN
+from tests.conftest import SENDER_DOMAIN
 from tests.integration.email_campaign import (
     DEFAULT_SENDER,
     UNSUBSCRIBE_LINKS,

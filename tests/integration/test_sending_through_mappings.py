@@ -20,7 +20,7 @@ from local.aws.mails import read_mails
 from local.functions import REPOSITORY, Function, FunctionConfiguration
 from local.kafka import KafkaBroker
 from local.mappings.kafka import KafkaMapping
-from tests.integration.conftest import SENDER_DOMAIN
+from tests.conftest import SENDER_DOMAIN
 from tests.integration.email_campaign import UNSUBSCRIBE_SETTINGS, MailCampaign
 
 QUEUES = ("RETRY_QUEUE_URL_EMAIL", "RETRY_QUEUE_URL_EMAIL_BULK", "DEAD_LETTER_QUEUE_URL_EMAIL")

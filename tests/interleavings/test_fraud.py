@@ -100,7 +100,8 @@ def test_a_decision_and_a_retraction_of_one_case_exclude_each_other(
                 return "retracted"
             return "confirmed"
 
-        _, said = schedule.run(lambda: job.run({}), decide)
+        report, said = schedule.run(lambda: job.run({}), decide)
+        assert (report.cases_retracted, said) in [(1, "retracted"), (0, "confirmed")]
         job.run({})
         assert status_of_case(connection, case) == said
 

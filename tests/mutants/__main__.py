@@ -29,6 +29,7 @@ from tests.mutants.guards import Mutant, read_all
 ROOT: Final = Path(__file__).resolve().parents[2]
 COPIED: Final = (
     "layers",
+    "cli",
     "functions",
     "infra",
     "local",
@@ -79,7 +80,7 @@ class Tree:
 
         environment = {
             **os.environ,
-            "PYTHONPATH": f"layers/campaign_jobs/python{os.pathsep}.",
+            "PYTHONPATH": os.pathsep.join(("layers/campaign_jobs/python", "cli", ".")),
             "CAMPAIGN_JOBS_TEST_POSTGRES_PORT": str(postgres_port),
         }
         self._nursery = subprocess.Popen(

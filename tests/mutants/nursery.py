@@ -13,7 +13,6 @@ from pathlib import Path
 OURS = {"campaign_jobs", "infra", "local", "tests"}
 BROUGHT_BY = (
     "tests.conftest",
-    "tests.integration.conftest",
     "tests.integration.email_campaign",
     "hypothesis.strategies",
 )

@@ -176,6 +176,8 @@ def _encoded_value(received: Received) -> dict[str, Any]:
 
 
 def _decoded_value(body: dict[str, Any]) -> bytes | None:
+    if len(body.keys() & {"value", "value_base64", "value_dropped"}) != 1:
+        raise ValueError("a value in several forms, or in none")
     if "value_base64" in body:
         return base64.b64decode(body["value_base64"], validate=True)
     value = body.get("value")

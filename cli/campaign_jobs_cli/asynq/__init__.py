@@ -1,0 +1,1 @@
+"""The road from Asynq: the tasks of a live Asynq Redis become events (docs/migrating-from-asynq.md)."""
