@@ -1,7 +1,7 @@
 """Deletes what has been kept long enough, a batch at a time; the schedule of analytics runs it.
 
 Each batch is a short transaction that finds its rows by an index, skips what somebody else has locked, and waits for
-nobody. What a run does not get to, the next one does. What stays however old it is: see decision 0012.
+nobody. What a run does not get to, the next one does. What stays however old it is: see decision 0013.
 """
 
 from collections.abc import Callable, Mapping

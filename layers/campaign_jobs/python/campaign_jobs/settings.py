@@ -355,7 +355,7 @@ class UnroutableSettings(DatabaseSettings, EventJobSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionSettings(Settings):
-    """How long the rows of each table are kept that grows with time; decision 0012."""
+    """How long the rows of each table are kept that grows with time; decision 0013."""
 
     # An event may be in the topic for seven days, then in a retry queue and as a dead letter for fourteen each, and
     # once more so when it is redriven: 63 days. As long as its mail's row is there, what became of it is known.
