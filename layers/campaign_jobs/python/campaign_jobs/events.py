@@ -162,6 +162,12 @@ class _Envelope(_Model):
         does not say."""
         return self.timestamp if self._is_dated and self.timestamp >= NO_TIME_BEFORE else None
 
+    def __eq__(self, other: object) -> bool:
+        """By what they say: an event whose time was filled in equals one that says it."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    __hash__ = _Model.__hash__
+
 
 class EmailEvent(_Envelope):
     type: Literal[
