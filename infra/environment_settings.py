@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Final, Literal
 
@@ -257,6 +257,29 @@ class CustomDomain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retention:
+    """For how many days rows are kept, where that is not the default of `campaign_jobs.settings.RetentionSettings`."""
+
+    email_message_retention_days: int | None = None
+    email_event_retention_days: int | None = None
+    outbox_retention_days: int | None = None
+    webhook_attempt_retention_days: int | None = None
+    fraud_case_retention_days: int | None = None
+    campaign_metric_retention_days: int | None = None
+
+    def variables(self) -> dict[str, str]:
+        """Those that differ, as the functions read them."""
+        given = {item.name.upper(): getattr(self, item.name) for item in fields(self)}
+        return {name: str(value) for name, value in given.items() if value is not None}
+
+    def wrong(self) -> Wrong:
+        for item in fields(settings.RetentionSettings):
+            value, parse = getattr(self, item.name), item.metadata["parse"]
+            is_fine = value is None or (whole(value, 0, settings.MOST_DAYS) and parses(parse, str(value)))
+            yield from checked(self, **{item.name: (is_fine, (parse.__doc__ or "").strip())})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """What differs between environments. Instances are unchecked; `environments.load` returns checked ones."""
 
@@ -272,6 +295,7 @@ class Environment:
     alarm_recipients: tuple[str, ...] = ()
     """Addresses that alarms are mailed to; each confirms once, by a link. Alarms also go to the topic that the stack
     puts out, for whoever subscribes to it."""
+    retention: Retention = Retention()
     unsubscribe_domain: CustomDomain | None = None
     unsubscribe_keys_secret_arn: str | None = None
     """The whole ARN of a secret with keys of unsubscribe links that is there, such as a stack before this one left; a
@@ -332,7 +356,7 @@ class Environment:
                 "the whole ARN of a Secrets Manager secret",
             ),
         )
-        for part in ("network", "kafka", "database", "sending", "unsubscribe_domain"):
+        for part in ("network", "kafka", "database", "sending", "retention", "unsubscribe_domain"):
             value = getattr(self, part)
             if value is not None:
                 yield from ((f"{part}.{setting}", *rest) for setting, *rest in value.wrong())

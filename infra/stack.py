@@ -52,7 +52,7 @@ class CampaignJobsStack(Stack):
         position = self._event_worker(catalog.POSITION)
         reward = self._event_worker(catalog.REWARD, **pool_size)
         unroutable = self._event_worker(catalog.UNROUTABLE)
-        analytics = self._scheduled_worker(catalog.ANALYTICS)
+        analytics = self._scheduled_worker(catalog.ANALYTICS, **environment.retention.variables())
         fraud = self._scheduled_worker(catalog.FRAUD)
         relay = self._scheduled_worker(
             catalog.RELAY,

@@ -83,6 +83,9 @@ def with_setting(environment: Environment, setting: str, value: Any) -> Environm
         ("kafka_worker_pool_size", 0),
         ("kafka_worker_pool_size", "10"),
         ("public_base_url", "jobs.example.com"),
+        ("retention.email_message_retention_days", 69),
+        ("retention.outbox_retention_days", "30"),
+        ("retention.campaign_metric_retention_days", True),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(setting: str, value: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from campaign_jobs import settings
 from infra import build_dependencies, environments, layers
+from infra.environment_settings import Retention
 from tests.infrastructure.synthesis import Synthesis, synthesise
 
 
@@ -72,12 +73,18 @@ def test_the_template_follows_the_environment_s_settings(tmp_path: Path) -> None
         kafka_job_topic="events",
         kafka_job_consumer_group="workers",
         public_base_url="https://jobs.example.com",
+        retention=Retention(outbox_retention_days=14),
     )
     synthesis = synthesise(tuned, tmp_path)
     _, rule = synthesis.named("AWS::Events::Rule", "Name", "analytics")
     assert rule["Properties"]["ScheduleExpression"] == "rate(90 minutes)"
     _, analytics = synthesis.function("analytics")
-    assert analytics["Properties"]["Environment"]["Variables"]["ANALYTICS_INTERVAL"] == "90m"
+    kept = {
+        name: value
+        for name, value in analytics["Properties"]["Environment"]["Variables"].items()
+        if name == "ANALYTICS_INTERVAL" or name.endswith("_RETENTION_DAYS")
+    }
+    assert kept == {"ANALYTICS_INTERVAL": "90m", "OUTBOX_RETENTION_DAYS": "14"}
     _, email = synthesis.function("email")
     variables = email["Properties"]["Environment"]["Variables"]
     assert variables["KAFKA_WORKER_POOL_SIZE"] == "3"

@@ -23,7 +23,7 @@ from campaign_jobs.reward.webhooks.signing import signed_headers
 
 SECRET = "whsec_" + "A" * 40
 JOBS = {"email", "position", "reward", "unroutable", "analytics", "fraud", "relay", "feedback", "unsubscribe"}
-WRITERS = JOBS | {"service", "service once", "trigger", "database", "nobody yet"}
+WRITERS = JOBS | {"service", "service once", "erasing", "trigger", "database", "nobody yet"}
 
 COLUMNS = """
 SELECT c.relname, a.attname

@@ -174,7 +174,7 @@ def test_a_moment_that_a_reader_would_break_on_is_refused(arranged: Connection, 
     written = {
         (table, column)
         for table, body in re.findall(r"^### `(\w+)`\n(.*?)(?=^##)", document, re.MULTILINE | re.DOTALL)
-        for column in re.findall(r"^\| `(\w+)` \| service(?: once)? \|", body, re.MULTILINE)
+        for column in re.findall(r"^\| `(\w+)` \| service(?: once)?(?:, erasing)? \|", body, re.MULTILINE)
     }
     moments = written & {(row[0], row[1]) for row in arranged.execute(MOMENTS)}
     assert len(moments) == 12

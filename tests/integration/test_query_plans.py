@@ -25,8 +25,10 @@ from campaign_jobs.events import (
 )
 from campaign_jobs.position.job import PositionJob
 from campaign_jobs.relay.job import Relay
+from campaign_jobs.retention import TABLES, Retention
 from campaign_jobs.reward.job import RewardJob
 from campaign_jobs.reward.webhooks.client import HttpsWebhookClient
+from campaign_jobs.settings import RetentionSettings
 from campaign_jobs.worker.delivery import Coordinates, Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done
 from local.postgres import PostgresServer
@@ -36,6 +38,7 @@ from tests.integration.email_campaign import UNSUBSCRIBE_LINKS
 PEOPLE = 40_000
 IN_SMALL_CAMPAIGN = 100
 LARGE = ("waitlist_users", "referrals", "user_rewards", "email_messages", "user_positions", "outbox")
+LARGE_WITH_TIME = (*LARGE, "email_events", "webhook_attempts", "fraud_cases", "campaign_metrics")
 
 FILL = f"""
 INSERT INTO campaign_jobs.campaigns (id, name)
@@ -73,6 +76,35 @@ CROSS JOIN (VALUES ('welcome'), ('position_update')) AS kinds (type);
 INSERT INTO campaign_jobs.outbox (event_id, partition_key, event, published_at)
 SELECT 'published ' || n, 'key', '{{}}', now() FROM generate_series(1, {PEOPLE}) AS n;
 DELETE FROM campaign_jobs.position_requests;
+"""
+
+# A year and a half in which the same happened each day; nobody has deleted anything.
+AGED = """
+UPDATE campaign_jobs.email_messages
+SET asked_at = created_at - age, created_at = created_at - age, updated_at = created_at - age,
+    accepted_at = created_at - age
+FROM (SELECT event_id AS id, interval '1 minute' * row_number() OVER (ORDER BY event_id) * 10 AS age
+      FROM campaign_jobs.email_messages) AS ages
+WHERE event_id = id;
+-- A position that was told last stays.
+UPDATE campaign_jobs.email_messages SET type = 'verification', position = NULL
+WHERE type = 'position_update' AND position % 2 = 0;
+INSERT INTO campaign_jobs.email_events (tag, ses_message_id, delivery_status, occurred_at, recorded_at)
+SELECT tag, ses_message_id, 'delivered', accepted_at, accepted_at FROM campaign_jobs.email_messages;
+UPDATE campaign_jobs.outbox SET published_at = now() - interval '1 minute' * id * 20;
+INSERT INTO campaign_jobs.webhook_endpoints (id, campaign_id, url, secret)
+SELECT md5('large')::uuid, md5('large')::uuid, 'https://example.com', 'whsec_' || repeat('A', 40);
+INSERT INTO campaign_jobs.webhook_attempts (user_reward_id, endpoint_id, event_id, attempted_at, duration_ms)
+SELECT id, md5('large')::uuid, 'event', now() - interval '20 minutes' * row_number() OVER (), 5
+FROM campaign_jobs.user_rewards;
+INSERT INTO campaign_jobs.fraud_cases
+    (campaign_id, user_id, status, holding, risk_score, evidence, rules_version, updated_at)
+SELECT campaign_id, id, 'retracted', true, 50, '[]', '1', now() - interval '40 minutes' * row_number() OVER ()
+FROM campaign_jobs.waitlist_users;
+INSERT INTO campaign_jobs.campaign_metrics (campaign_id, bucket, new_signups)
+SELECT md5('large')::uuid, date_trunc('hour', now()) - interval '1 hour' * n, 1
+FROM generate_series(1, 40000) AS n;
+INSERT INTO campaign_jobs.job_watermarks (job_type, watermark) VALUES ('analytics', now());
 """
 
 
@@ -116,11 +148,11 @@ class Plans:
         with self.database.transaction() as connection:
             connection.add_notice_handler(lambda notice: self.seen.append(notice.message_primary or ""))
 
-    def scanned_whole(self) -> set[str]:
+    def scanned_whole(self, large: Sequence[str] = LARGE) -> set[str]:
         """The large tables of which some statement has read every row."""
         assert any("Index" in plan for plan in self.seen), "no plan was reported"
         return {
-            table for plan in self.seen for table in re.findall(r"Seq Scan on (\w+)", plan) if table in LARGE
+            table for plan in self.seen for table in re.findall(r"Seq Scan on (\w+)", plan) if table in large
         }
 
 
@@ -180,6 +212,28 @@ def test_position_of_a_small_campaign(plans: Plans) -> None:
 def test_relay(plans: Plans) -> None:
     Relay(plans.database, Publisher()).round()
     assert plans.scanned_whole() == set()
+
+
+@pytest.fixture(scope="module")
+def aged_database(postgres_server: PostgresServer) -> Iterator[str]:
+    url = postgres_server.create_database("aged_query_plans", template=TEMPLATE_DATABASE)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(FILL.encode())
+        connection.execute(AGED.encode())
+        connection.execute("VACUUM ANALYZE")
+    yield url
+    postgres_server.drop_database("aged_query_plans")
+
+
+def test_retention(aged_database: str) -> None:
+    plans = Plans(aged_database)
+    least = dict.fromkeys(RetentionSettings.environment_names(), "100")
+    kept = Retention(plans.database, RetentionSettings.load(least))
+    for item in TABLES:
+        # The first batch of events only declares them too old.
+        assert sum(kept._delete_batch(item).deleted for _ in range(3)) > 1_000
+    assert plans.scanned_whole(LARGE_WITH_TIME) == set()
+    plans.database.close()
 
 
 def ids(database: Database, statement: str) -> list[uuid.UUID]:

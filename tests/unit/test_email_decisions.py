@@ -21,6 +21,7 @@ from campaign_jobs.email.decisions import (
     Settled,
     Skip,
     State,
+    TooOld,
     Wrong,
     decide,
     exclusive_key,
@@ -50,6 +51,7 @@ FREE = State(
     unsubscribed=False,
     held=False,
     message_status=None,
+    is_too_old=False,
     is_another_mails=False,
     claimed_until=None,
     once_accepted=False,
@@ -82,6 +84,7 @@ states = st.builds(
     unsubscribed=st.booleans(),
     held=st.booleans(),
     message_status=st.sampled_from([None, "claimed", "released", "accepted", "skipped", "parked", "failed"]),
+    is_too_old=st.just(False),
     is_another_mails=st.just(False),
     claimed_until=moments,
     once_accepted=st.booleans(),
@@ -129,6 +132,11 @@ def test_a_mail_goes_only_where_every_sentence_allows_it(mail: EmailJobPayload, 
 def test_what_was_settled_is_never_decided_again(mail: EmailJobPayload, state: State) -> None:
     for status in ("accepted", "skipped"):
         assert decide(mail, replace(state, message_status=status)) == Settled(status)
+
+
+@given(payloads, states)
+def test_what_is_too_old_is_never_decided_about(mail: EmailJobPayload, state: State) -> None:
+    assert decide(mail, replace(state, message_status=None, is_too_old=True)) == TooOld()
 
 
 @given(payloads, states)

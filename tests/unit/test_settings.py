@@ -1,5 +1,6 @@
 """What is wrong with the environment is said at once, one line each, and never with a secret."""
 
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from campaign_jobs.settings import (
     EmailSettings,
     FraudSettings,
     RelaySettings,
+    RetentionSettings,
     RewardSettings,
     UnroutableSettings,
     UnsubscribeSettings,
@@ -187,6 +189,30 @@ def test_a_schedule_takes_whole_minutes_only(value: str) -> None:
 def test_go_durations_are_understood(value: str, minutes: int) -> None:
     loaded = AnalyticsSettings.load({**ANALYTICS, "ANALYTICS_INTERVAL": value})
     assert loaded.analytics_interval == timedelta(minutes=minutes)
+
+
+LEAST_DAYS = {
+    # In the topic for seven days, then twice in a retry queue and twice as a dead letter.
+    "email_message_retention_days": 7 + 4 * catalog.QUEUE_RETENTION_DAYS + 7,
+    # As a message of the feedback queue, and as its dead letter.
+    "email_event_retention_days": 2 * catalog.QUEUE_RETENTION_DAYS + 7,
+    "outbox_retention_days": 7,
+    "webhook_attempt_retention_days": 7,
+    "fraud_case_retention_days": 30,
+    "campaign_metric_retention_days": 30,
+}
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(RetentionSettings)])
+def test_a_retention_is_a_whole_number_of_days_and_outlives_what_may_come_again(name: str) -> None:
+    least, variable = LEAST_DAYS[name], name.upper()
+    for value in ("0", str(least - 1), "-70", "400d", "9600h", "400.5", "36501", "9" * 30, "x"):
+        assert problems(RetentionSettings, {variable: value}) == [
+            f"{variable}={value!r}: allowed is a whole number of days from {least} to 36500"
+        ]
+    for value in (str(least), "36500"):
+        loaded = RetentionSettings.load({variable: value})
+        assert getattr(loaded, name) == timedelta(days=int(value))
 
 
 @pytest.mark.parametrize("value", ["0s", "-5s", "1d", "5", "1ns", "9" * 30 + "h", "5 s"])

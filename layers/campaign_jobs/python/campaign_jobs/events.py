@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -30,6 +31,8 @@ MAX_TEMPLATE_DATA_ENTRIES: Final = 50
 
 EmailType = Literal["verification", "welcome", "position_update", "reward_earned", "milestone"]
 EMAIL_EVENT_PREFIX: Final = "job.email."
+NO_TIME_BEFORE: Final = datetime(2000, 1, 1, tzinfo=UTC)
+"""A timestamp from before is none: Go's zero time, for one, which producers send who set nothing, or Unix's epoch."""
 
 
 def _storable(text: str) -> str:
@@ -151,6 +154,19 @@ class _Envelope(_Model):
     """For readers of the topic; the jobs go by the one in `data`."""
     timestamp: Timestamp
     """When the producer asked for the job; the record's own timestamp where it is left out."""
+    _is_dated: bool = PrivateAttr(default=True)
+
+    @property
+    def asked_at(self) -> datetime | None:
+        """When the event itself says that it was asked for: the same whenever it is published again; None where it
+        does not say."""
+        return self.timestamp if self._is_dated and self.timestamp >= NO_TIME_BEFORE else None
+
+    def __eq__(self, other: object) -> bool:
+        """By what they say: an event whose time was filled in equals one that says it."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    __hash__ = _Model.__hash__
 
 
 class EmailEvent(_Envelope):
@@ -307,12 +323,15 @@ def parse(decoded: dict[str, Any], *, recorded_at: datetime) -> Event:
     `recorded_at` stands in for a timestamp that the producer left out. Raises InvalidEvent that names each wrong field
     and what is allowed, without repeating values: they may be a person's.
     """
-    if decoded.get("timestamp") is None:
+    is_dated = decoded.get("timestamp") is not None
+    if not is_dated:
         decoded = {**decoded, "timestamp": recorded_at}
     try:
-        return EVENT_ADAPTER.validate_python(decoded)
+        event = EVENT_ADAPTER.validate_python(decoded)
     except ValidationError as error:
         raise InvalidEvent("; ".join(_problems(error))) from None
+    event._is_dated = is_dated
+    return event
 
 
 _NO_TEXT_OR_NUMBER: Final = "must be a text or a number"

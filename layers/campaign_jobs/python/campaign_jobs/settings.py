@@ -18,6 +18,7 @@ from campaign_jobs.errors import SettingsError
 
 MIN_KEY_BYTES: Final = 32
 """The length of HMAC-SHA256's digest; RFC 2104, section 3, advises against shorter keys."""
+MOST_DAYS: Final = 36_500
 
 
 def setting(parse: Callable[[str], Any], default: Any = MISSING, *, secret: bool = False) -> Any:
@@ -148,6 +149,18 @@ def schedule_interval(value: str) -> timedelta:
     if parsed < timedelta(minutes=1) or parsed % timedelta(minutes=1) or parsed > timedelta(days=365):
         raise ValueError(f"allowed is {_expected(schedule_interval)}")
     return parsed
+
+
+def days(least: int) -> Callable[[str], timedelta]:
+    """A parser of a number of days, at least so many."""
+
+    def parse(value: str) -> timedelta:
+        if not re.fullmatch("[0-9]{1,5}", value) or not least <= int(value) <= MOST_DAYS:
+            raise ValueError(f"allowed is {_expected(parse)}")
+        return timedelta(days=int(value))
+
+    parse.__doc__ = f"a whole number of days from {least} to {MOST_DAYS}"
+    return parse
 
 
 def rule_name(value: str) -> str:
@@ -341,7 +354,23 @@ class UnroutableSettings(DatabaseSettings, EventJobSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyticsSettings(DatabaseSettings):
+class RetentionSettings(Settings):
+    """How long the rows of each table are kept that grows with time; decision 0013."""
+
+    # An event may be in the topic for seven days, then in a retry queue and as a dead letter for fourteen each, and
+    # once more so when it is redriven: 63 days. As long as its mail's row is there, what became of it is known.
+    email_message_retention_days: timedelta = setting(days(70), timedelta(days=400))
+    # A message of the feedback queue, and a dead letter of it, live fourteen days each.
+    email_event_retention_days: timedelta = setting(days(35), timedelta(days=90))
+    outbox_retention_days: timedelta = setting(days(7), timedelta(days=30))
+    webhook_attempt_retention_days: timedelta = setting(days(7), timedelta(days=90))
+    fraud_case_retention_days: timedelta = setting(days(30), timedelta(days=730))
+    # Analytics counts hours of the last days again.
+    campaign_metric_retention_days: timedelta = setting(days(30), timedelta(days=1_100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyticsSettings(DatabaseSettings, RetentionSettings):
     analytics_interval: timedelta = setting(schedule_interval, timedelta(hours=1))
 
 

@@ -84,6 +84,13 @@ SELECT (SELECT min(created_at) FROM campaign_jobs.waitlist_users),
        (SELECT min(delivered_at) FROM campaign_jobs.user_rewards)
 """
 
+# Of mails, those that must not be sent again are kept for longer, so the oldest row does not say since when all are.
+# The lock keeps retention from deleting what is being counted.
+_MAILS_GONE: Final = """
+SELECT CASE WHEN kept_since > %s THEN kept_since END FROM campaign_jobs.retention WHERE table_name = 'email_messages'
+FOR SHARE
+"""
+
 # The last bucket of the range that holds a count whose rows are gone, for each metric.
 _COUNTED_BUT_GONE: Final = """
 SELECT max(bucket) FILTER (WHERE new_signups > 0 AND bucket <= %(new_signups)s::timestamptz - interval '1 hour'),
@@ -192,6 +199,12 @@ def _refuse_what_is_not_kept(connection: Connection, backfill: Backfill) -> None
 
     Each source has a retention of its own, so a metric whose counts reach further back than its rows counts too.
     """
+    row = connection.execute(_MAILS_GONE, (backfill.begin,)).fetchone()
+    if row is not None and row[0] is not None:
+        raise InvalidBackfill(
+            f"backfill.from is {backfill.begin.isoformat()}; allowed is a time from {row[0].isoformat()} on, "
+            "because mails of before are kept no longer"
+        )
     row = connection.execute(_OLDEST).fetchone()
     oldest = dict(zip(METRICS, row or (), strict=True))
     first = min((moment for moment in oldest.values() if moment is not None), default=None)

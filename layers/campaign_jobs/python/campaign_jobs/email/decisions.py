@@ -40,6 +40,8 @@ class State:
     held: bool
     message_status: str | None
     """The status of this event's own row in email_messages, if it has one."""
+    is_too_old: bool
+    """It has no row, and is from so long ago that its row may have been deleted."""
     is_another_mails: bool
     """The row is that of a mail of another type, to another user or with another once-key."""
     claimed_until: datetime | None
@@ -84,6 +86,11 @@ class Settled:
 
 
 @dataclass(frozen=True)
+class TooOld:
+    """What became of this event is kept no longer, so that sending it might send it a second time."""
+
+
+@dataclass(frozen=True)
 class Busy:
     """Somebody else is at it until then."""
 
@@ -104,7 +111,7 @@ class Wrong:
     reason: str
 
 
-Decision = Send | Skip | Park | Settled | Busy | Missing | Wrong
+Decision = Send | Skip | Park | Settled | TooOld | Busy | Missing | Wrong
 SEND: Final = Send()
 
 
@@ -132,6 +139,8 @@ def decide(payload: EmailJobPayload, state: State) -> Decision:
         return Wrong("the event's id was used before, for another mail")
     if state.message_status in ("accepted", "skipped"):
         return Settled(state.message_status)
+    if state.is_too_old:
+        return TooOld()
     if state.claimed_until is not None and state.claimed_until > state.now:
         return Busy(state.claimed_until)
     return (

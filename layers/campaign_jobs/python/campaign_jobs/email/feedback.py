@@ -20,12 +20,15 @@ SELECT event_id, tag FROM campaign_jobs.email_messages WHERE tag = ANY (%(tags)s
 ORDER BY event_id FOR NO KEY UPDATE
 """
 
+# What is older than all that is kept is taken for known: somebody may have lifted its suppression since.
 _RECORD: Final = """
 INSERT INTO campaign_jobs.email_events (tag, ses_message_id, delivery_status, occurred_at, detail)
 SELECT tag, ses_message_id, delivery_status, occurred_at, detail
 FROM unnest(%(tags)s::text[], %(ses_message_ids)s::text[], %(delivery_statuses)s::text[],
             %(occurred_ats)s::timestamptz[], %(details)s::text[])
     AS reported (tag, ses_message_id, delivery_status, occurred_at, detail)
+WHERE occurred_at
+    >= coalesce((SELECT kept_since FROM campaign_jobs.retention WHERE table_name = 'email_events'), '-infinity')
 ORDER BY tag, ses_message_id, delivery_status, occurred_at
 ON CONFLICT DO NOTHING
 RETURNING tag, ses_message_id, delivery_status, occurred_at
@@ -48,13 +51,23 @@ WHERE message.tag = reported.tag
            AND message.delivery_status_at > reported.occurred_at))
 """
 
-# The first reason stays, but a complaint says more than a bounce, and nothing overrules a person.
+# The first reason stays, but a complaint says more than a bounce, and nothing overrules a person. Of somebody who was
+# erased since the mail, no address is written down again; the lock makes an erasure that is under way come first.
 _SUPPRESS: Final = """
+WITH reported AS (
+    SELECT CASE WHEN users.email = campaign_jobs.address_of_erased(users.id)
+                THEN campaign_jobs.erased_address(dead.address) ELSE lower(dead.address) END AS address, dead.reason
+    FROM unnest(%(tags)s::text[], %(addresses)s::text[], %(suppressions)s::text[]) AS dead (tag, address, reason)
+    JOIN campaign_jobs.email_messages AS mail ON mail.tag = dead.tag
+    JOIN campaign_jobs.waitlist_users AS users ON users.id = mail.user_id
+    ORDER BY users.id
+    FOR KEY SHARE OF users
+)
 INSERT INTO campaign_jobs.email_suppressions AS suppression (address, reason)
-SELECT lower(address), CASE WHEN bool_or(reason = 'complaint') THEN 'complaint' ELSE 'bounce' END
-FROM unnest(%(addresses)s::text[], %(suppressions)s::text[]) AS reported (address, reason)
-GROUP BY lower(address)
-ORDER BY lower(address)
+SELECT address, CASE WHEN bool_or(reason = 'complaint') THEN 'complaint' ELSE 'bounce' END
+FROM reported
+GROUP BY address
+ORDER BY address
 ON CONFLICT (address) DO UPDATE SET reason = EXCLUDED.reason
 WHERE suppression.reason = 'bounce' AND EXCLUDED.reason = 'complaint'
 """
@@ -158,11 +171,18 @@ def _record(connection: Connection, received: Sequence[_Received]) -> _Recorded:
     connection.execute(_ADVANCE, parameters)
     # Not for one that is known already: somebody may have lifted the suppression since.
     dead = [
-        (address, event.suppression) for event in known if _key(event) in new for address in event.suppressed
+        (event.tag, address, event.suppression)
+        for event in known
+        if _key(event) in new
+        for address in event.suppressed
     ]
     suppressed = connection.execute(
         _SUPPRESS,
-        {"addresses": [address for address, _ in dead], "suppressions": [reason for _, reason in dead]},
+        {
+            "tags": [tag for tag, _, _ in dead],
+            "addresses": [address for _, address, _ in dead],
+            "suppressions": [reason for _, _, reason in dead],
+        },
     ).rowcount
     accepted = accept_proven(connection, [event_id for event_id, _ in locked])
     return _Recorded(len(received) - len(known), Counter(key[2] for key in new), suppressed, accepted)

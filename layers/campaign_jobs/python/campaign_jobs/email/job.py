@@ -18,6 +18,7 @@ from campaign_jobs.email.decisions import (
     Send,
     Settled,
     Skip,
+    TooOld,
     Wrong,
     decide,
     once_key,
@@ -34,6 +35,8 @@ from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
 from campaign_jobs.worker.delivery import Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
 from campaign_jobs.worker.patience import wait_for_missing
+
+TOO_OLD: Final = Skipped("too old: what became of an event of that time is kept no longer")
 
 
 class EmailJob:
@@ -105,6 +108,8 @@ class EmailJob:
                     outcomes[event.id] = Done()
                 case Settled(status):
                     outcomes[event.id] = Skipped(f"{status} before")
+                case TooOld():
+                    outcomes[event.id] = TOO_OLD
                 case Busy(until):
                     outcomes[event.id] = Later("the mail is claimed by somebody else", until - item.state.now)
                 case Missing(what):

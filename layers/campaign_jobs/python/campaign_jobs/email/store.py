@@ -14,8 +14,13 @@ from campaign_jobs.database.connection import Connection
 from campaign_jobs.email.decisions import RewardState, State, once_key
 from campaign_jobs.events import EmailEvent, as_json
 
+# Nothing that was asked for since then has lost its row to retention.
+_KEPT_SINCE: Final = """
+    coalesce((SELECT kept_since FROM campaign_jobs.retention WHERE table_name = 'email_messages'), '-infinity')
+"""
+
 # What every mail of the batch needs to be decided and rendered, one row for each event.
-_LOAD: Final = """
+_LOAD: Final = f"""
 SELECT
     wanted.event_id,
     clock_timestamp() AS now,
@@ -28,7 +33,8 @@ SELECT
     users.email, users.first_name, users.verification_token, users.referral_code, users.original_position,
     users.verified_at IS NOT NULL AS verified,
     positions.position, positions.verified_referrals,
-    (SELECT reason FROM campaign_jobs.email_suppressions WHERE address = lower(users.email)) AS suppressed,
+    (SELECT min(reason) FROM campaign_jobs.email_suppressions
+     WHERE address IN (lower(users.email), campaign_jobs.erased_address(users.email))) AS suppressed,
     EXISTS (SELECT FROM campaign_jobs.email_unsubscribes WHERE user_id = wanted.user_id) AS unsubscribed,
     EXISTS (SELECT FROM campaign_jobs.held_users WHERE user_id = wanted.user_id) AS held,
     own.status AS message_status,
@@ -36,6 +42,7 @@ SELECT
     own.event_id IS NOT NULL
         AND (own.type, own.user_id, own.once_key) IS DISTINCT FROM (wanted.type, wanted.user_id, wanted.once_key)
         AS is_another_mails,
+    own.event_id IS NULL AND coalesce(wanted.asked_at < {_KEPT_SINCE}, false) AS is_too_old,
     once.accepted AS once_accepted,
     greatest(once.claimed_until, in_flight.claimed_until) AS once_claimed_until,
     last_told.position AS last_told_position,
@@ -47,8 +54,8 @@ SELECT
     rewards.name AS reward_name, rewards.description AS reward_description,
     rewards.delivery_method AS reward_delivery_method
 FROM unnest(%(event_ids)s::text[], %(types)s::text[], %(campaign_ids)s::uuid[], %(user_ids)s::uuid[],
-            %(user_reward_ids)s::uuid[], %(once_keys)s::text[])
-    AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key)
+            %(user_reward_ids)s::uuid[], %(once_keys)s::text[], %(asked_ats)s::timestamptz[])
+    AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, asked_at)
 LEFT JOIN campaign_jobs.campaigns ON campaigns.id = wanted.campaign_id
 LEFT JOIN campaign_jobs.waitlist_users AS users ON users.id = wanted.user_id
 LEFT JOIN campaign_jobs.user_positions AS positions ON positions.user_id = wanted.user_id
@@ -71,7 +78,7 @@ LEFT JOIN LATERAL (
       AND other.user_id = wanted.user_id
     ORDER BY other.accepted_at DESC LIMIT 1
 ) AS last_told ON true
-"""
+"""  # noqa: S608 - constants of this module
 
 # The templates that override the built-in ones for these campaigns, types and explicit ids.
 _TEMPLATES: Final = """
@@ -106,12 +113,14 @@ WHERE message.event_id = expired.event_id
 # Whoever inserts the row first has the claim; a taken once-key is a conflict as well.
 _CLAIM_NEW: Final = """
 INSERT INTO campaign_jobs.email_messages
-    (event_id, type, campaign_id, user_id, user_reward_id, once_key, position, status, claim_token, claimed_until)
-SELECT event_id, type, campaign_id, user_id, user_reward_id, once_key, position, 'claimed', %(claim_token)s,
+    (event_id, type, campaign_id, user_id, user_reward_id, once_key, asked_at, position, status, claim_token,
+     claimed_until)
+SELECT event_id, type, campaign_id, user_id, user_reward_id, once_key, asked_at, position, 'claimed', %(claim_token)s,
        clock_timestamp() + %(claim_for)s
 FROM unnest(%(event_ids)s::text[], %(types)s::text[], %(campaign_ids)s::uuid[], %(user_ids)s::uuid[],
-            %(user_reward_ids)s::uuid[], %(once_keys)s::text[], %(positions)s::integer[])
-    WITH ORDINALITY AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, position, place)
+            %(user_reward_ids)s::uuid[], %(once_keys)s::text[], %(asked_ats)s::timestamptz[], %(positions)s::integer[])
+    WITH ORDINALITY
+    AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, asked_at, position, place)
 ORDER BY place
 ON CONFLICT DO NOTHING
 RETURNING event_id
@@ -145,20 +154,23 @@ RETURNING message.event_id
 """
 
 # What does not go: skipped, parked or failed. An accepted mail, an earlier skip, another mail under the same id or
-# somebody else's live claim is left alone; a claim of our own ends when its mail is given up without an answer.
-_SET_ASIDE: Final = """
+# somebody else's live claim is left alone; a claim of our own ends when its mail is given up without an answer. What is
+# too old gets no row, by which it would no longer be known as that.
+_SET_ASIDE: Final = f"""
 INSERT INTO campaign_jobs.email_messages
-    (event_id, type, campaign_id, user_id, user_reward_id, once_key, status, reason, parked_event)
-SELECT wanted.event_id, wanted.type, users.campaign_id, users.id, user_rewards.id, wanted.once_key, wanted.status,
-       wanted.reason, wanted.parked_event
+    (event_id, type, campaign_id, user_id, user_reward_id, once_key, asked_at, status, reason, parked_event)
+SELECT wanted.event_id, wanted.type, users.campaign_id, users.id, user_rewards.id, wanted.once_key, wanted.asked_at,
+       wanted.status, wanted.reason, wanted.parked_event
 FROM unnest(%(event_ids)s::text[], %(types)s::text[], %(campaign_ids)s::uuid[], %(user_ids)s::uuid[],
-            %(user_reward_ids)s::uuid[], %(once_keys)s::text[], %(statuses)s::text[], %(reasons)s::text[],
-            %(parked_events)s::jsonb[])
-    AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, status, reason, parked_event)
+            %(user_reward_ids)s::uuid[], %(once_keys)s::text[], %(asked_ats)s::timestamptz[], %(statuses)s::text[],
+            %(reasons)s::text[], %(parked_events)s::jsonb[])
+    AS wanted (event_id, type, campaign_id, user_id, user_reward_id, once_key, asked_at, status, reason, parked_event)
 -- An event may be given up because these rows are not there, and then there is nothing to write it down for.
 JOIN campaign_jobs.waitlist_users AS users ON users.id = wanted.user_id AND users.campaign_id = wanted.campaign_id
 LEFT JOIN campaign_jobs.user_rewards ON user_rewards.id = wanted.user_reward_id AND user_rewards.user_id = users.id
 WHERE (wanted.type = 'reward_earned') = (user_rewards.id IS NOT NULL)
+  AND (wanted.asked_at IS NULL OR wanted.asked_at >= {_KEPT_SINCE}
+       OR EXISTS (SELECT FROM campaign_jobs.email_messages AS own WHERE own.event_id = wanted.event_id))
 ORDER BY wanted.event_id
 ON CONFLICT (event_id) DO UPDATE
 SET status = EXCLUDED.status, reason = EXCLUDED.reason, parked_event = EXCLUDED.parked_event,
@@ -170,7 +182,7 @@ WHERE (email_messages.type, email_messages.user_id, email_messages.once_key)
            AND (email_messages.claimed_until < clock_timestamp()
                 OR email_messages.claim_token = %(own_claim_token)s)))
 RETURNING event_id
-"""
+"""  # noqa: S608 - constants of this module
 
 # The claim token sees to it that only the claim's own holder writes a result. Somebody who waited for our claim may
 # hold these rows for a moment, so they too are locked in order.
@@ -347,6 +359,7 @@ def _columns(events: Sequence[EmailEvent]) -> dict[str, Any]:
             event.data.user_reward_id if event.data.type == "reward_earned" else None for event in events
         ],
         "once_keys": [once_key(event.data) for event in events],
+        "asked_ats": [event.asked_at for event in events],
     }
 
 
@@ -369,6 +382,7 @@ def _state(row: Mapping[str, Any]) -> State:
         unsubscribed=row["unsubscribed"],
         held=row["held"],
         message_status=row["message_status"],
+        is_too_old=row["is_too_old"],
         is_another_mails=row["is_another_mails"],
         claimed_until=row["claimed_until"],
         once_accepted=bool(row["once_accepted"]),

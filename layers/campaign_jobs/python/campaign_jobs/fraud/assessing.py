@@ -56,8 +56,13 @@ FROM jsonb_to_recordset(%s::jsonb) AS entry (
 WHERE c.id = entry.case_id
 """
 
+# Of somebody who was erased while a run looked at them, nothing is kept.
 _RETRACT: Final = """
-UPDATE campaign_jobs.fraud_cases SET status = 'retracted', updated_at = now() WHERE id = ANY(%s::uuid[])
+UPDATE campaign_jobs.fraud_cases AS c
+SET status = 'retracted', updated_at = now(),
+    evidence = CASE WHEN u.email = campaign_jobs.address_of_erased(u.id) THEN '[]' ELSE evidence END
+FROM campaign_jobs.waitlist_users AS u
+WHERE c.id = ANY(%s::uuid[]) AND u.id = c.user_id
 """
 
 
