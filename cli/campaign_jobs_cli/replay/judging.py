@@ -76,6 +76,8 @@ class Judge:
                 return Verdict(Fate.WAITS, reason)
             case mail.Busy():
                 return Verdict(Fate.WAITS, "somebody is sending it")
+            case mail.TooOld():
+                return Verdict(Fate.SKIPPED, "it is older than what is remembered")
             case mail.Missing(what):
                 return Verdict(Fate.FAILS, f"there is no {what}")
             case mail.Wrong(reason):
