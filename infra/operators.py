@@ -135,7 +135,7 @@ class Operators(Construct):
             _allow(["ses:GetEmailIdentity", "ses:SendEmail"], *email_identity.arns),
             _allow(
                 [
-                    "cloudwatch:GetMetricStatistics",
+                    "cloudwatch:GetMetricData",
                     "lambda:ListEventSourceMappings",
                     "ses:DeleteSuppressedDestination",
                     "ses:GetAccount",

@@ -4,13 +4,31 @@ import sys
 from pathlib import Path
 from typing import Annotated, Final
 
+import psycopg
 import typer
+from botocore.exceptions import BotoCoreError, ClientError
+from confluent_kafka import KafkaException
 
 from campaign_jobs.errors import CampaignJobsError
-from campaign_jobs_cli import doctor
+from campaign_jobs_cli import (
+    analytics,
+    doctor,
+    enqueue,
+    explain,
+    fraud,
+    importing,
+    rewards,
+    suppressions,
+    switches,
+    tail,
+    templates,
+)
 from campaign_jobs_cli.asynq import commands as asynq
+from campaign_jobs_cli.dead_letters import command as dead_letters
 from campaign_jobs_cli.errors import CommandError, ExitCode
-from campaign_jobs_cli.output import Format, Output
+from campaign_jobs_cli.lag import command as lag
+from campaign_jobs_cli.output import Format, Output, visible
+from campaign_jobs_cli.replay import command as replay
 from campaign_jobs_cli.session import Session
 
 app = typer.Typer(
@@ -20,6 +38,8 @@ app = typer.Typer(
     "Results go to standard output, everything else to standard error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Joins the lines of a paragraph.
+    rich_markup_mode="markdown",
 )
 
 
@@ -38,7 +58,21 @@ def options(
 
 
 app.command()(doctor.doctor)
+app.command()(explain.explain)
+app.command("import")(importing.import_people)
+app.command()(lag.lag)
+app.command()(switches.pause)
+app.command()(replay.replay)
+app.command()(switches.resume)
+app.add_typer(analytics.app, name="analytics")
 app.add_typer(asynq.app)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(enqueue.app, name="enqueue")
+app.add_typer(tail.app, name="events")
+app.add_typer(fraud.app, name="fraud")
+app.add_typer(rewards.app, name="rewards")
+app.add_typer(suppressions.app, name="suppressions")
+app.add_typer(templates.app, name="templates")
 
 _ANYWHERE: Final = ("--env", "--output", "--directory")
 """Options of all commands, which may stand before the command or behind it."""
@@ -56,8 +90,13 @@ def run(arguments: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else ExitCode.DONE
     except CampaignJobsError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{visible(str(error))}\n")
         return error.exit_code if isinstance(error, CommandError) else ExitCode.FAILED
+    except (psycopg.Error, BotoCoreError, ClientError, KafkaException) as error:
+        # The first line alone: PostgreSQL's details repeat the row.
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        sys.stderr.write(f"{visible(first_line)}\n")
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return ExitCode.INTERRUPTED

@@ -45,6 +45,9 @@ def consumer(target: Target) -> Iterator[Consumer]:
     }
     client = Consumer({**client_settings(target), **settings})
     try:
+        if target.kafka.kafka_auth == "iam":
+            # Without a poll, nobody asks for the token.
+            client.poll(0)
         yield client
     finally:
         client.close()

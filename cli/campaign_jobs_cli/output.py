@@ -1,6 +1,7 @@
 """What a command prints: its result on standard output, as tables or JSON; all else on standard error."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from rich.console import Console
@@ -42,6 +43,11 @@ class Output:
     results: Console = field(default_factory=Console)
     notes: Console = field(default_factory=lambda: Console(stderr=True))
 
+    @property
+    def beforehand(self) -> "Output":
+        """Where a command shows what it would change: with JSON on standard error, whose result comes afterwards."""
+        return self if self.format is Format.TABLE else Output(results=self.notes, notes=self.notes)
+
     def rows(self, rows: Iterable[Row], *, columns: Sequence[str], title: str | None = None) -> None:
         """A table, or a JSON list of objects with all that each row has. `columns` are keys of the rows."""
         found = list(rows)
@@ -51,13 +57,10 @@ class Output:
         if not found:
             self.note(f"{title}: nothing" if title else "Nothing found.")
             return
-        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-        for column in columns:
-            number = all(isinstance(row.get(column), int | float | Decimal | None) for row in found)
-            table.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
-        for row in found:
-            table.add_row(*(shown(row.get(column)) for column in columns))
-        self.results.print(table)
+        ids = sum(any(_is_uuid(row.get(column)) for row in found) for column in columns)
+        others = len(columns) - ids
+        has_room = ids * _UUID_WIDTH + others * _LEAST_WIDTH <= self.results.width
+        self.results.print(table_of(found, columns=columns, title=title, ids_whole=has_room))
 
     def record(self, record: Row, *, title: str | None = None) -> None:
         """One thing with its properties, or a JSON object. Lists of mappings become tables below it."""
@@ -65,12 +68,12 @@ class Output:
             self._json(record)
             return
         lists = {name: value for name, value in record.items() if _is_table(value)}
-        table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+        table = Table(title=_title(title), title_justify="left", box=None, show_header=False, pad_edge=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for name, value in record.items():
             if name not in lists:
-                table.add_row(name.replace("_", " "), shown(value))
+                table.add_row(_as_text(name.replace("_", " ")), shown(value))
         self.results.print(table)
         for name, rows in lists.items():
             self.results.print()
@@ -82,11 +85,11 @@ class Output:
             sys.stdout.write(json.dumps(record, default=_plain) + "\n")
             sys.stdout.flush()
         else:
-            self.results.print(text, soft_wrap=True)
+            self.results.print(_as_text(text), soft_wrap=True)
 
     def note(self, text: Text | str) -> None:
         """What is being done, and where to look: for people, so never part of the result."""
-        self.notes.print(text, soft_wrap=True, highlight=False)
+        self.notes.print(_as_text(text), soft_wrap=True, highlight=False)
 
     def confirm(self, question: str, *, yes: bool) -> None:
         """Go on only if it is wanted. Raises Declined."""
@@ -94,7 +97,7 @@ class Output:
             return
         if not sys.stdin.isatty():
             raise Declined(f"{question} Nobody can be asked here: add --yes to do it.")
-        if not Confirm.ask(question, console=self.notes, default=False):
+        if not Confirm.ask(_as_text(question), console=self.notes, default=False):
             raise Declined("Nothing was changed.")
 
     @contextmanager
@@ -121,7 +124,32 @@ class Output:
             yield advance
 
     def _json(self, value: object) -> None:
-        sys.stdout.write(json.dumps(value, default=_plain, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(value, default=_plain, indent=2, ensure_ascii=False)
+        # JSON writes out only the oldest of them itself.
+        sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+_UUID_WIDTH: Final = 36 + 1
+_LEAST_WIDTH: Final = 8 + 1
+"""Of a column whose text may be folded; each with the gap behind it."""
+
+
+def table_of(
+    rows: Sequence[Row], *, columns: Sequence[str], title: str | None = None, ids_whole: bool = False
+) -> Table:
+    """Rows as a table; `columns` are keys of the rows. Ids that stay whole can be copied, and need the room."""
+    table = Table(title=_title(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        number = all(isinstance(row.get(column), int | float | Decimal | None) for row in rows)
+        table.add_column(
+            _as_text(column.replace("_", " ")),
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=ids_whole and any(_is_uuid(row.get(column)) for row in rows),
+        )
+    for row in rows:
+        table.add_row(*(shown(row.get(column)) for column in columns))
+    return table
 
 
 def _no_bar(_steps: float = 1, _total: int | None = None) -> None:
@@ -147,11 +175,30 @@ def shown(value: object) -> Text:
             return Text(duration(value.total_seconds()))
         case float():
             return Text(f"{value:,.1f}")
+        case list() if all(isinstance(each, str) for each in value):
+            return Text(visible(", ".join(value)))
         case dict() | list() | tuple():
-            return Text(json.dumps(value, default=_plain, ensure_ascii=False))
+            return Text(visible(json.dumps(value, default=_plain, ensure_ascii=False)))
         case Text():
             return value
-    return Text(str(value))
+    return Text(visible(str(value)))
+
+
+# What moves a terminal's cursor, starts one of its commands, or changes the order in which a line is read.
+_CONTROL: Final = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text with its control characters written out, as \\x1b; new lines stay. It may be anybody's text."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _as_text(text: Text | str) -> Text:
+    return text if isinstance(text, Text) else Text(visible(text))
+
+
+def _title(title: str | None) -> Text | None:
+    return None if title is None else Text(visible(title), style="table.title")
 
 
 def duration(seconds: float) -> str:
@@ -161,6 +208,13 @@ def duration(seconds: float) -> str:
     if seconds < 7_200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3_600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} d"
+
+
+def _is_uuid(value: object) -> bool:
+    return isinstance(value, UUID) or (
+        isinstance(value, str)
+        and re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
+    )
 
 
 def _is_table(value: object) -> bool:

@@ -14,11 +14,14 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 from werkzeug.test import run_wsgi_app
 
+import local.aws.queue_ages  # noqa: F401  moto finds its figures among the subclasses.
 from local.aws.account import Account, AccountError, AccountSettings, read_settings, write_seconds
 from local.aws.feedback import FeedbackError, SesFeedback, read_feedback_settings
 from local.aws.mails import MailDirectory
 from local.aws.queues import OneAtATime
 from local.aws.script import Answer, Script, ScriptError, ScriptLine, read_script
+from local.aws.suppressions import PATH as _SUPPRESSIONS_PATH
+from local.aws.suppressions import SuppressionList
 from local.aws.wsgi import (
     ACCOUNT_PATH,
     FEEDBACK_PATH,
@@ -48,7 +51,8 @@ _REPORTED: Final = {Answer.BOUNCE, Answer.COMPLAINT}
 class SendEmail:
     """WSGI middleware around moto: follows the script before SES is asked, and keeps each mail that SES accepts.
 
-    It also plays the account, of which moto knows nothing. What SES then reports of the mail goes to the feedback.
+    It also plays the account and its suppression list, of which moto knows nothing. What SES then reports of the mail
+    goes to the feedback.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class SendEmail:
         self._script = script
         self._account = account
         self._feedback = feedback
+        self._suppressions = SuppressionList()
         self.closing = threading.Event()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -83,6 +88,8 @@ class SendEmail:
             return self._send(environ, start_response)
         if str(path).startswith(_IDENTITIES_PATH) and environ["REQUEST_METHOD"] == "GET":
             return self._show_identity(environ, start_response)
+        if str(path).startswith(_SUPPRESSIONS_PATH):
+            return self._suppressed(environ, start_response)
         return self._application(environ, start_response)
 
     def _send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -119,6 +126,15 @@ class SendEmail:
             return [content]
         identity = json.loads(content)
         return _answer(start_response, status, {**identity, "VerifiedForSendingStatus": True})
+
+    def _suppressed(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        status, content, headers = self._suppressions.answer(
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            environ.get("QUERY_STRING", ""),
+            read_body(environ),
+        )
+        return _answer(start_response, status, content, headers)
 
     def _accounts_refusal(self) -> Answer | None:
         if not self._account.settings.sending_enabled:

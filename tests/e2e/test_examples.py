@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,20 +17,9 @@ import pytest
 
 from local.aws.mails import read_mails
 from local.processes import HOST, ChildProcess, answers, pick_port
-from local.settings import LocalSettings
 from local.system import LocalSystem
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[LocalSystem]:
-    with tempfile.TemporaryDirectory(prefix="campaign-jobs-examples-") as name:
-        # As root, PostgreSQL runs as another user.
-        Path(name).chmod(0o755)
-        settings = LocalSettings.load({})
-        with LocalSystem(Path(name), settings, durable=False, customary_ports=False) as system:
-            yield system
 
 
 @pytest.fixture

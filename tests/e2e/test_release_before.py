@@ -47,6 +47,8 @@ def test_the_code_before_works_on_the_schema_of_now(repository: Path, tmp_path: 
     tree = tmp_path / "before"
     with tarfile.open(archive) as tar:
         tar.extractall(tree, filter="data")
+    for old in (tree / MIGRATIONS).glob("*.sql"):
+        old.unlink()
     for migration in (repository / MIGRATIONS).glob("*.sql"):
         shutil.copy(migration, tree / MIGRATIONS)
 
@@ -55,9 +57,7 @@ def test_the_code_before_works_on_the_schema_of_now(repository: Path, tmp_path: 
             sys.executable,
             "-m",
             "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
+            *("-q", "-p", "no:cacheprovider", "--numprocesses", "3", "--dist", "loadfile"),
             *(t for t in TESTS if (tree / t).exists()),
         ],
         cwd=tree,

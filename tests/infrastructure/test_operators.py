@@ -53,7 +53,7 @@ def calls(tree: ast.AST, services: dict[str, str]) -> Iterator[str]:
 
 def _service(node: ast.AST) -> str | None:
     """The service of an expression such as `target.client("sqs")`."""
-    if isinstance(node, ast.Call) and "client" in ast.unparse(node.func) and node.args:
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("client") and node.args:
         first = node.args[0]
         return str(first.value) if isinstance(first, ast.Constant) else None
     return None

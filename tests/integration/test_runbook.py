@@ -11,6 +11,6 @@ def test_every_statement_of_the_runbook_runs(connection: Connection, repository:
     blocks = re.findall(r"```sql\n(.*?)```", text, flags=re.DOTALL)
     statements = [statement for block in blocks for statement in block.split(";") if statement.strip()]
     statements += re.findall(r"`(SELECT [^`]+)`", text)
-    assert len(statements) == 7
+    assert len(statements) == 6
     for statement in statements:
         connection.execute(statement.encode())

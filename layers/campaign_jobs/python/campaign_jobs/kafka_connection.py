@@ -82,7 +82,7 @@ class KafkaConnection:
             self._stop()
             raise
 
-    def submit(self, messages: Sequence[tuple[str | None, bytes]]) -> "Future[None]":
+    def submit(self, messages: Sequence[tuple[str | bytes | None, bytes]]) -> "Future[None]":
         """Hand the messages to Kafka's client; the future ends when each is acknowledged or has failed."""
         publication = _Publication(self, len(messages))
         for position, (key, value) in enumerate(messages):
@@ -208,7 +208,7 @@ class KafkaConnection:
         self,
         publication: "_Publication",
         position: int,
-        key: str | None,
+        key: str | bytes | None,
         value: bytes,
         partition: int = _BY_KEY,
     ) -> None:

@@ -35,7 +35,7 @@ from campaign_jobs.settings import KafkaSettings
 if TYPE_CHECKING:
     from campaign_jobs.kafka_connection import KafkaConnection
 
-Message = tuple[str | None, bytes]
+Message = tuple[str | bytes | None, bytes]
 """A record's key and value."""
 
 MINIMUM_DELIVERY_TIMEOUT_SECONDS: Final = 60

@@ -1,0 +1,1 @@
+"""How far everybody is behind: what `campaign-jobs lag` shows."""

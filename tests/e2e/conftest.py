@@ -1,0 +1,19 @@
+"""One local system for the tests that only use it."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local.settings import LocalSettings
+from local.system import LocalSystem
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[LocalSystem]:
+    with tempfile.TemporaryDirectory(prefix="campaign-jobs-system-") as name:
+        # As root, PostgreSQL runs as another user.
+        Path(name).chmod(0o755)
+        with LocalSystem(Path(name), LocalSettings.load({}), durable=False, customary_ports=False) as system:
+            yield system
