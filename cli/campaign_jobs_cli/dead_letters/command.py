@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_COLUMNS: Final = ("id", "at", "job_type", "event_type", "reason", "attempts", "campaign_id", "copies")
+_COLUMNS: Final = ("id", "at", "job_type", "event_type", "reason", "attempts", "copies")
 
 Ids = Annotated[
     list[str],
@@ -149,7 +149,7 @@ def redrive(
         )
     redriven: Counter[str] = Counter()
     if going:
-        output.confirm(f"Send {len(going)} dead letters of {target.name} back?", yes=yes)
+        output.confirm(f"Send {_counted(len(going))} of {target.name} back?", yes=yes)
         done: set[tuple[object, ...]] = set()
 
         def send_back(queue: Reading, letters: Sequence[Letter]) -> None:
@@ -206,7 +206,7 @@ def discard(
     discarded: Counter[str] = Counter()
     if found:
         kept = "and keep nothing of them" if save is None else f"after writing them to {save}"
-        question = f"Delete {len(found)} dead letters of {opened.target.name} {kept}?"
+        question = f"Delete {_counted(len(found))} of {opened.target.name} {kept}?"
         opened.output.confirm(question, yes=yes)
         gone: set[tuple[object, ...]] = set()
         with _saving(save) as write:
@@ -323,6 +323,10 @@ def _report(opened: Session, what: str, counts: Counter[str], planned: Found) ->
     gone = len(planned) - total
     missing = f"; {gone} were not there any more, or with somebody else" if gone else ""
     opened.output.note(f"{total} {what}{missing}.")
+
+
+def _counted(number: int) -> str:
+    return f"{number} dead letter{'' if number == 1 else 's'}"
 
 
 @contextmanager
