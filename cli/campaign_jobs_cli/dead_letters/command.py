@@ -1,20 +1,19 @@
 """The commands `campaign-jobs dead-letters list|show|redrive|discard`."""
 
 import json
-import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from campaign_jobs_cli import session, times
 from campaign_jobs_cli.dead_letters.letters import JOB_TYPES, Filter, Found, Letter, pattern_of
 from campaign_jobs_cli.dead_letters.queue import Reading, reading, send
+from campaign_jobs_cli.dead_letters.saving import saving
 from campaign_jobs_cli.errors import NotFound, WrongInput
 from campaign_jobs_cli.output import Advance
 from campaign_jobs_cli.selection import RewardOwners, campaign_of
@@ -209,7 +208,7 @@ def discard(
         question = f"Delete {_counted(len(found))} of {opened.target.name} {kept}?"
         opened.output.confirm(question, yes=yes)
         gone: set[tuple[object, ...]] = set()
-        with _saving(save) as write:
+        with saving(save) as write:
 
             def throw_away(queue: Reading, letters: Sequence[Letter]) -> None:
                 write(letters)
@@ -327,32 +326,3 @@ def _report(opened: Session, what: str, counts: Counter[str], planned: Found) ->
 
 def _counted(number: int) -> str:
     return f"{number} dead letter{'' if number == 1 else 's'}"
-
-
-@contextmanager
-def _saving(file: Path | None) -> Iterator[Callable[[Sequence[Letter]], None]]:
-    """What writes letters so that they outlast a crash. Raises WrongInput where the file is there, or cannot be."""
-    if file is None:
-        yield lambda _: None
-        return
-    try:
-        opened: IO[str] = file.open("x", encoding="utf-8")
-    except FileExistsError:
-        raise WrongInput(f"--save {file}: it is there already; name a new file") from None
-    except OSError as error:
-        raise WrongInput(f"--save {file}: {error.strerror}") from error
-    with opened:
-
-        def write(letters: Sequence[Letter]) -> None:
-            for letter in letters:
-                line: dict[str, Any] = {
-                    "job_type": letter.job_type,
-                    "at": letter.at.isoformat(),
-                    "reason": letter.reason,
-                    "body": letter.body,
-                }
-                opened.write(json.dumps(line) + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-
-        yield write

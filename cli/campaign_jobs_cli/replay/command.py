@@ -100,8 +100,8 @@ def replay(
         return
     takes = duration(plan.events / state.rate)
     opened.output.confirm(
-        f"Publish {_counted(plan.events)} to {state.topic} of {state.environment}, at most {state.rate:g} a second, which "
-        f"takes about {takes}?",
+        f"Publish {_counted(plan.events)} to {state.topic} of {state.environment}, at most {state.rate:g} a second, "
+        f"which takes about {takes}?",
         yes=yes,
     )
     if again:
