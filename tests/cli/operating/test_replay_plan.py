@@ -8,7 +8,7 @@ from campaign_jobs.relay.heartbeats import heartbeat
 from campaign_jobs_cli.errors import ExitCode
 from campaign_jobs_cli.targets import Target
 from tests.cli.operating.conftest import Type
-from tests.cli.operating.replaying import Publish, accepted, deliver, ids, mail, plan, value
+from tests.cli.operating.replaying import Publish, accepted, deliver, ids, mail, outcomes, plan, value
 from tests.integration.email_campaign import MailCampaign
 
 Found = TypeVar("Found")
@@ -84,6 +84,21 @@ def test_the_plan_says_what_would_become_of_mails(
         (welcome, "would wait", "the campaign is paused"): (1, 0),
     }
     assert (ran.json["events"], ran.json["mails"]) == (8, 3)
+
+
+def test_what_became_of_mails_so_long_ago_is_not_known(
+    type_: Type, publish: Publish, campaign: MailCampaign
+) -> None:
+    publish([("k", mail(campaign, campaign.add_user(), "old"))])
+    campaign.connection.execute(
+        "INSERT INTO campaign_jobs.retention (table_name, kept_since) VALUES ('email_messages', now())"
+        " ON CONFLICT (table_name) DO UPDATE SET kept_since = EXCLUDED.kept_since"
+    )
+    for words in ((), ("--again",)):
+        ran = plan(type_, *words)
+        assert outcomes(ran) == {
+            ("email.welcome", "would be skipped"): ("too old: what became of it is kept no longer", 1, 0)
+        }
 
 
 def test_the_plan_says_what_would_become_of_rewards_and_positions(
