@@ -72,6 +72,8 @@ class Judge:
                 return Verdict(Fate.DONE, f"its mail was {status}")
             case mail.Skip(reason):
                 return Verdict(Fate.SKIPPED, reason)
+            case mail.TooOld():
+                return Verdict(Fate.SKIPPED, "too old: what became of it is kept no longer")
             case mail.Park(reason):
                 return Verdict(Fate.WAITS, reason)
             case mail.Busy():
