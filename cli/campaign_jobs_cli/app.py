@@ -14,6 +14,7 @@ from campaign_jobs_cli import (
     analytics,
     doctor,
     enqueue,
+    erase,
     explain,
     fraud,
     importing,
@@ -58,6 +59,7 @@ def options(
 
 
 app.command()(doctor.doctor)
+app.command()(erase.erase)
 app.command()(explain.explain)
 app.command("import")(importing.import_people)
 app.command()(lag.lag)

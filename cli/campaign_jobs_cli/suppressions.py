@@ -17,14 +17,24 @@ OUR_LIST: Final = "campaign-jobs"
 
 Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...")]
 
+# Of somebody who was erased, only the address's hash is left.
 _FIND: Final = """
 SELECT wanted.address, stored.reason, stored.created_at, count(users.id) AS users
 FROM unnest(%(addresses)s::text[]) AS wanted (address)
-LEFT JOIN campaign_jobs.email_suppressions AS stored ON stored.address = wanted.address
+LEFT JOIN LATERAL (
+    SELECT reason, created_at FROM campaign_jobs.email_suppressions
+    WHERE address IN (wanted.address, campaign_jobs.erased_address(wanted.address)) ORDER BY created_at LIMIT 1
+) AS stored ON true
 LEFT JOIN campaign_jobs.campaigns ON true
 LEFT JOIN campaign_jobs.waitlist_users AS users ON users.campaign_id = campaigns.id
     AND lower(users.email) = wanted.address AND users.deleted_at IS NULL
 GROUP BY wanted.address, stored.reason, stored.created_at ORDER BY wanted.address
+"""
+
+_REMOVE: Final = """
+DELETE FROM campaign_jobs.email_suppressions AS stored
+USING unnest(%(addresses)s::text[]) AS wanted (address)
+WHERE stored.address IN (wanted.address, campaign_jobs.erased_address(wanted.address))
 """
 
 # An operator's word is the last: no bounce and no complaint replaces it.
@@ -48,7 +58,7 @@ def list_suppressions(
     ] = 100,
     ses: Annotated[bool, typer.Option("--ses", help="SES's list of the account as well.")] = False,
 ) -> None:
-    """List suppressed addresses, the newest first."""
+    """List suppressed addresses, the newest first. Of people who were erased, a hash stands for the address."""
     opened = session.of(context)
     with opened.target.database() as connection:
         rows: list[dict[str, Any]] = connection.execute(
@@ -117,9 +127,7 @@ def remove(
                 f"{complaints} of them complained about a mail: ask before you write to them again."
             )
         opened.output.confirm(f"Write to {_counted(wanted)} again?", yes=yes)
-        removed = connection.execute(
-            "DELETE FROM campaign_jobs.email_suppressions WHERE address = ANY(%s)", (wanted,)
-        ).rowcount
+        removed = connection.execute(_REMOVE, {"addresses": wanted}).rowcount
     if ses:
         for address in dict.fromkeys((*map(str.strip, addresses), *wanted)):
             suppressions_ses.delete(opened.target, address)
