@@ -20,7 +20,11 @@ Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...")]
 _FIND: Final = """
 SELECT wanted.address, stored.reason, stored.created_at, count(users.id) AS users
 FROM unnest(%(addresses)s::text[]) AS wanted (address)
-LEFT JOIN campaign_jobs.email_suppressions AS stored ON stored.address = wanted.address
+-- Of somebody who was erased, a hash stands for the address.
+LEFT JOIN LATERAL (
+    SELECT reason, created_at FROM campaign_jobs.email_suppressions
+    WHERE address IN (wanted.address, campaign_jobs.erased_address(wanted.address)) ORDER BY reason DESC LIMIT 1
+) AS stored ON true
 LEFT JOIN campaign_jobs.campaigns ON true
 LEFT JOIN campaign_jobs.waitlist_users AS users ON users.campaign_id = campaigns.id
     AND lower(users.email) = wanted.address AND users.deleted_at IS NULL
@@ -118,7 +122,9 @@ def remove(
             )
         opened.output.confirm(f"Write to {_counted(wanted)} again?", yes=yes)
         removed = connection.execute(
-            "DELETE FROM campaign_jobs.email_suppressions WHERE address = ANY(%s)", (wanted,)
+            "DELETE FROM campaign_jobs.email_suppressions WHERE address IN ("
+            "SELECT unnest(ARRAY[address, campaign_jobs.erased_address(address)]) FROM unnest(%s::text[]) AS address)",
+            (wanted,),
         ).rowcount
     if ses:
         for address in dict.fromkeys((*map(str.strip, addresses), *wanted)):

@@ -70,6 +70,8 @@ class Judge:
                 return Verdict(Fate.RUNS, "its mail goes out", mails=1)
             case mail.Settled(status):
                 return Verdict(Fate.DONE, f"its mail was {status}")
+            case mail.TooOld():
+                return Verdict(Fate.SKIPPED, mail.TOO_OLD)
             case mail.Skip(reason):
                 return Verdict(Fate.SKIPPED, reason)
             case mail.Park(reason):
