@@ -185,9 +185,8 @@ def _publish(opened: Session, what: dict[str, Any], value: bytes, yes: bool) -> 
     if output.format == "json":
         output.record(what)
     else:
-        output.note(
-            f"Published. To see what becomes of it: campaign-jobs explain {what['id'] or ''}".rstrip()
-        )
+        see = f" To see what becomes of it: campaign-jobs --env {target.name} explain {what['id']}"
+        output.note(f"Published.{see if what['id'] else ''}")
 
 
 def _into_outbox(opened: Session, what: dict[str, Any], event: Event, yes: bool) -> None:

@@ -12,7 +12,7 @@ from campaign_jobs_cli import session
 from campaign_jobs_cli.errors import CommandError, NotFound, WrongInput
 from campaign_jobs_cli.mappings import SWITCHED, mappings_of
 from campaign_jobs_cli.session import Yes
-from campaign_jobs_cli.targets import Target
+from campaign_jobs_cli.targets import LOCAL, Target
 
 _NAMES: Final = [each.name for each in SWITCHED]
 _LOOK_EVERY_SECONDS: Final = 0.5
@@ -89,18 +89,22 @@ def _turn(context: typer.Context, job_types: Sequence[str], *, on: bool, timeout
 
 
 def consequences(job_types: set[str], target: Target) -> list[str]:
-    """What a pause leads to, a line each."""
+    """What a pause leads to, a line each. The local system has no alarms."""
+
+    def will_ring(what: str) -> str:
+        return "" if target.name == LOCAL else f" {what} will ring."
+
     lines = []
     for each in catalog.EVENT_JOB_TYPES:
         if each.name in job_types:
             alarms = " and ".join(target.resource_name(f"heartbeat-age-{lane.name}") for lane in each.lanes)
             lines.append(
                 f"{each.name}: its events wait on the topic, which Kafka keeps for 7 days, and retries in their "
-                f"queue for {catalog.QUEUE_RETENTION_DAYS}. {alarms} will ring."
+                f"queue for {catalog.QUEUE_RETENTION_DAYS}.{will_ring(alarms)}"
             )
     lines += [
-        f"{fed.name}: SES's events wait in their queue for {catalog.QUEUE_RETENTION_DAYS} days; addresses "
-        f"that bounce are mailed again meanwhile. {target.resource_name(f'queue-age-{fed.name}')} will ring."
+        f"{fed.name}: SES's events wait in their queue for {catalog.QUEUE_RETENTION_DAYS} days; addresses that bounce "
+        f"are mailed again meanwhile.{will_ring(target.resource_name(f'queue-age-{fed.name}'))}"
         for fed in catalog.QUEUE_JOB_TYPES
         if fed.name in job_types
     ]
@@ -112,9 +116,10 @@ def consequences(job_types: set[str], target: Target) -> list[str]:
                 f"{scheduled.name}: no run starts; the next one makes up for it. A disabled rule rings nothing."
             )
         else:
+            alarms = f"{target.resource_name('outbox-age')} and all heartbeat-age alarms"
             lines.append(
                 f"{scheduled.name}: no follow-up event is published and no heartbeat, and nobody reports how far "
-                f"anybody is. {target.resource_name('outbox-age')} and all heartbeat-age alarms will ring."
+                f"anybody is.{will_ring(alarms)}"
             )
     return lines
 

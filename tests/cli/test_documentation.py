@@ -1,4 +1,4 @@
-"""docs/command-line.md names each command about people, mails and numbers."""
+"""docs/command-line.md names each command."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,8 @@ import typer
 
 from campaign_jobs_cli.app import app
 
-DOCUMENTED = ("analytics", "explain", "fraud", "import", "rewards", "suppressions", "templates")
+# Described in docs/migrating-from-asynq.md.
+ELSEWHERE = {"asynq"}
 
 
 def commands(command: Any, name: str) -> Iterator[str]:
@@ -23,6 +24,7 @@ def commands(command: Any, name: str) -> Iterator[str]:
 def test_every_command_is_documented(repository: Path) -> None:
     text = (repository / "docs/command-line.md").read_text(encoding="utf-8")
     group: Any = typer.main.get_command(app)
-    found = [each for name in DOCUMENTED for each in commands(group.commands[name], f"campaign-jobs {name}")]
-    assert len(found) > len(DOCUMENTED)
+    names = group.commands.keys() - ELSEWHERE
+    found = [each for name in names for each in commands(group.commands[name], f"campaign-jobs {name}")]
+    assert len(found) > len(names)
     assert [name for name in found if name not in text] == []

@@ -1,20 +1,19 @@
 """The commands `campaign-jobs dead-letters list|show|redrive|discard`."""
 
 import json
-import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from campaign_jobs_cli import session, times
 from campaign_jobs_cli.dead_letters.letters import JOB_TYPES, Filter, Found, Letter, pattern_of
 from campaign_jobs_cli.dead_letters.queue import Reading, reading, send
+from campaign_jobs_cli.dead_letters.saving import saving
 from campaign_jobs_cli.errors import NotFound, WrongInput
 from campaign_jobs_cli.output import Advance
 from campaign_jobs_cli.selection import RewardOwners, campaign_of
@@ -26,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_COLUMNS: Final = ("id", "at", "job_type", "event_type", "reason", "attempts", "campaign_id", "copies")
+_COLUMNS: Final = ("id", "at", "job_type", "event_type", "reason", "attempts", "copies")
 
 Ids = Annotated[
     list[str],
@@ -149,7 +148,7 @@ def redrive(
         )
     redriven: Counter[str] = Counter()
     if going:
-        output.confirm(f"Send {len(going)} dead letters of {target.name} back?", yes=yes)
+        output.confirm(f"Send {_counted(len(going))} of {target.name} back?", yes=yes)
         done: set[tuple[object, ...]] = set()
 
         def send_back(queue: Reading, letters: Sequence[Letter]) -> None:
@@ -206,10 +205,10 @@ def discard(
     discarded: Counter[str] = Counter()
     if found:
         kept = "and keep nothing of them" if save is None else f"after writing them to {save}"
-        question = f"Delete {len(found)} dead letters of {opened.target.name} {kept}?"
+        question = f"Delete {_counted(len(found))} of {opened.target.name} {kept}?"
         opened.output.confirm(question, yes=yes)
         gone: set[tuple[object, ...]] = set()
-        with _saving(save) as write:
+        with saving(save) as write:
 
             def throw_away(queue: Reading, letters: Sequence[Letter]) -> None:
                 write(letters)
@@ -325,30 +324,5 @@ def _report(opened: Session, what: str, counts: Counter[str], planned: Found) ->
     opened.output.note(f"{total} {what}{missing}.")
 
 
-@contextmanager
-def _saving(file: Path | None) -> Iterator[Callable[[Sequence[Letter]], None]]:
-    """What writes letters so that they outlast a crash. Raises WrongInput where the file is there, or cannot be."""
-    if file is None:
-        yield lambda _: None
-        return
-    try:
-        opened: IO[str] = file.open("x", encoding="utf-8")
-    except FileExistsError:
-        raise WrongInput(f"--save {file}: it is there already; name a new file") from None
-    except OSError as error:
-        raise WrongInput(f"--save {file}: {error.strerror}") from error
-    with opened:
-
-        def write(letters: Sequence[Letter]) -> None:
-            for letter in letters:
-                line: dict[str, Any] = {
-                    "job_type": letter.job_type,
-                    "at": letter.at.isoformat(),
-                    "reason": letter.reason,
-                    "body": letter.body,
-                }
-                opened.write(json.dumps(line) + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-
-        yield write
+def _counted(number: int) -> str:
+    return f"{number} dead letter{'' if number == 1 else 's'}"

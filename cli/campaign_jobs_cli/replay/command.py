@@ -100,13 +100,13 @@ def replay(
         return
     takes = duration(plan.events / state.rate)
     opened.output.confirm(
-        f"Publish {plan.events} events to {state.topic} of {state.environment}, at most {state.rate:g} a second, which "
-        f"takes about {takes}?",
+        f"Publish {_counted(plan.events)} to {state.topic} of {state.environment}, at most {state.rate:g} a second, "
+        f"which takes about {takes}?",
         yes=yes,
     )
     if again:
         opened.output.note(ONCE)
-        opened.output.confirm(f"Give {plan.events} events new ids, and run them again?", yes=yes)
+        opened.output.confirm(f"Run {_counted(plan.events)} again, under new ids?", yes=yes)
     file = states.new_file(state.environment, state)
     state.save(file)
     published = _publish(opened, state, file)
@@ -197,9 +197,11 @@ def _publish(opened: Session, state: State, file: Path) -> int:
         with output.progress("Publishing", max(0, state.events - state.published)) as advance:
             published = publish(opened.target, state, file, advance)
     except BaseException:
-        output.note(f"{state.published} of {state.events} events are published. To go on: {resuming}")
+        output.note(f"{state.published} of {_counted(state.events)} published. To go on: {resuming}")
         raise
-    output.note(f"{published} events published. How they get on: campaign-jobs --env {state.environment} lag")
+    output.note(
+        f"{_counted(published)} published. How they get on: campaign-jobs --env {state.environment} lag"
+    )
     return published
 
 
@@ -212,3 +214,7 @@ def _show(output: Output, result: dict[str, Any]) -> None:
     if result["outcomes"]:
         columns = ("type", "fate", "outcome", "events", "mails")
         output.beforehand.rows(result["outcomes"], columns=columns)
+
+
+def _counted(number: int) -> str:
+    return f"{number} event{'' if number == 1 else 's'}"

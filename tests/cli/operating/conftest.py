@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psycopg
 import pytest
 
 from campaign_jobs import catalog
@@ -24,6 +25,7 @@ from local.control import Control
 from local.kafka import KafkaBroker
 from local.mappings.registered import RegisteredMapping
 from local.schedules import Schedule
+from tests.integration.email_campaign import MailCampaign
 
 
 class Nothing:
@@ -177,3 +179,8 @@ def publish(target: Target) -> Iterator[Callable[[Sequence[tuple[str | bytes | N
     """Publishes records as they are."""
     with JobProducer.from_settings(target.kafka) as producer:
         yield producer.publish
+
+
+@pytest.fixture
+def campaign(connection: psycopg.Connection[Any]) -> MailCampaign:
+    return MailCampaign(connection)

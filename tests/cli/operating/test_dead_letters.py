@@ -210,7 +210,7 @@ def test_feedbacks_letters_go_back_to_its_queue(type_: Type, target: Target) -> 
 def test_what_would_be_in_vain_stays(type_: Type, target: Target) -> None:
     send(target, "unroutable-dead-letters", dead(b"x" * 300_000, job_type="unroutable"))
     ran = type_("dead-letters", "redrive", "--all", "--yes")
-    assert ran.code == ExitCode.DONE and "1 stay" in ran.err and "0 redriven" in ran.err
+    assert ran.code == ExitCode.DONE and "can only be discarded" in ran.err and "0 redriven" in ran.err
     assert len(listed(type_)) == 1
 
 
@@ -259,17 +259,24 @@ def test_a_redrive_that_sqs_refuses_loses_nothing(
 def test_a_letter_that_comes_back_meanwhile_is_not_taken_for_the_old_one(
     type_: Type, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send(target, "email-dead-letters", dead(mail("one")))
-    real_send = command.send
+    """SQS hands over ten at a time, so that it is met with the last two."""
+    send(
+        target, "email-dead-letters", *(dead(mail(f"event-{number}"), offset=number) for number in range(12))
+    )
+    real_send, calls = command.send, []
 
     def given_up_again(target: Target, queue: str, sent: Sequence[str]) -> None:
         real_send(target, queue, sent)
-        send(target, "email-dead-letters", dead(mail("one"), reason="the user is still gone"))
+        calls.append(queue)
+        if len(calls) == 1:
+            send(
+                target, "email-dead-letters", dead(mail("event-0"), offset=0, reason="the user is still gone")
+            )
 
     monkeypatch.setattr(command, "send", given_up_again)
-    assert type_("dead-letters", "redrive", "one", "--yes").code == ExitCode.DONE
+    assert type_("dead-letters", "redrive", "--all", "--yes").code == ExitCode.DONE
+    assert len(calls) == 2
     assert [row["reason"] for row in listed(type_)] == ["the user is still gone"]
-    assert len(bodies(target, "email-retry")) == 1
 
 
 def test_an_interrupted_look_hides_nothing(

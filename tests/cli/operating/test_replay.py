@@ -1,4 +1,4 @@
-"""A replay: what its plan says, what it publishes, and how it goes on after an interruption."""
+"""What a replay publishes, and how it goes on after an interruption."""
 
 import json
 import os
@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
-import psycopg
 import pytest
 
 from campaign_jobs.catalog import MAX_VALUE_BYTES
@@ -23,196 +22,14 @@ from campaign_jobs.errors import BrokersUnreachable
 from campaign_jobs.events import read_object
 from campaign_jobs.producer import JobProducer, Message
 from campaign_jobs.relay.heartbeats import heartbeat
-from campaign_jobs_cli import kafka, records
 from campaign_jobs_cli.errors import ExitCode
-from campaign_jobs_cli.records import Record
 from campaign_jobs_cli.replay import state as states
 from campaign_jobs_cli.targets import Target
-from campaign_jobs_cli.times import Edge
-from tests.cli.operating.conftest import Ran, Type
+from tests.cli.operating.conftest import Type
+from tests.cli.operating.replaying import Publish, accepted, ids, mail, outcomes, plan, topic, value
 from tests.integration.email_campaign import MailCampaign
 
 Found = TypeVar("Found")
-Publish = Callable[[Sequence[tuple[str | bytes | None, bytes]]], None]
-
-
-@pytest.fixture
-def campaign(connection: psycopg.Connection[Any]) -> MailCampaign:
-    return MailCampaign(connection)
-
-
-def value(type_: str, data: dict[str, Any], event_id: str, **more: Any) -> bytes:
-    event = {"id": event_id, "type": type_, "data": data, "timestamp": "2026-01-01T00:00:00Z", **more}
-    return json.dumps(event).encode()
-
-
-def mail(campaign: MailCampaign, user: UUID, event_id: str, type_: str = "welcome", **data: Any) -> bytes:
-    payload = {"type": type_, "campaign_id": str(campaign.id), "user_id": str(user), **data}
-    return value(f"job.email.{type_}", payload, event_id)
-
-
-def deliver(user_reward: UUID, event_id: str) -> bytes:
-    return value("job.reward.deliver", {"user_reward_id": str(user_reward)}, event_id)
-
-
-def accepted(campaign: MailCampaign, user: UUID, event_id: str, type_: str = "welcome") -> None:
-    """What the email job has written down about a mail that SES took."""
-    once = f"{type_}:{user}" if type_ == "welcome" else None
-    campaign.connection.execute(
-        "INSERT INTO campaign_jobs.email_messages"
-        " (event_id, type, campaign_id, user_id, once_key, status, ses_message_id, accepted_at)"
-        " VALUES (%s, %s, %s, %s, %s, 'accepted', 'ses', now())",
-        (event_id, type_, campaign.id, user, once),
-    )
-
-
-def topic(target: Target) -> list[Record]:
-    with kafka.consumer(target) as client:
-        ranges = records.ranges(target, client, Edge.BEGINNING, Edge.END)
-        return [record for batch in records.read(target, client, ranges) for record in batch]
-
-
-def ids(target: Target) -> Counter[str]:
-    return Counter(read_object(record.value)["id"] for record in topic(target))
-
-
-def outcomes(ran: Ran) -> dict[tuple[str, str], tuple[str, int, int]]:
-    """Event type without its prefix and fate → outcome, events, mails."""
-    return {
-        (row["type"].removeprefix("job."), row["fate"]): (row["outcome"], row["events"], row["mails"])
-        for row in ran.json["outcomes"]
-    }
-
-
-def plan(type_: Type, *words: object) -> Ran:
-    ran = type_("replay", "--from", "beginning", "--dry-run", "--output", "json", *words)
-    assert ran.code == ExitCode.DONE, ran.err
-    return ran
-
-
-def test_the_plan_counts_what_is_no_event(type_: Type, publish: Publish, campaign: MailCampaign) -> None:
-    user = campaign.add_user()
-    good = mail(campaign, user, "good")
-    publish([("k", good), ("k", good), ("k", heartbeat(0, datetime.now(UTC))), (None, b"\xff")])
-    publish([("k", value("job.email.welcome", {}, "invalid"))])
-    ran = plan(type_)
-    counted = {
-        name: ran.json[name]
-        for name in (
-            "records",
-            "heartbeats",
-            "no_events",
-            "invalid",
-            "repeated",
-            "other_events",
-            "events",
-            "mails",
-        )
-    }
-    assert counted == {
-        "records": 5,
-        "heartbeats": 1,
-        "no_events": 1,
-        "invalid": 1,
-        "repeated": 1,
-        "other_events": 0,
-        "events": 1,
-        "mails": 1,
-    }
-    assert plan(type_, "--type", "reward").json["other_events"] == 2
-
-
-def test_the_plan_says_what_would_become_of_mails(
-    type_: Type, publish: Publish, campaign: MailCampaign
-) -> None:
-    sent, removed, fresh, paused = (campaign.add_user() for _ in range(4))
-    other = MailCampaign(campaign.connection)
-    other.set(status="paused")
-    paused = other.add_user()
-    accepted(campaign, sent, "sent")
-    campaign.change_user(removed, status="removed")
-    publish(
-        [
-            ("k", mail(campaign, sent, "sent")),
-            ("k", mail(campaign, removed, "removed")),
-            ("k", mail(campaign, fresh, "fresh")),
-            # Another event of the same welcome mail.
-            ("k", mail(campaign, fresh, "fresh again")),
-            ("k", mail(campaign, fresh, "verify", "verification")),
-            ("k", mail(campaign, fresh, "verify again", "verification")),
-            ("k", mail(campaign, uuid.uuid4(), "nobody", "milestone", milestone=1)),
-            ("k", mail(other, paused, "paused")),
-        ]
-    )
-    ran = plan(type_)
-    found = {
-        (row["type"], row["fate"], row["outcome"]): (row["events"], row["mails"])
-        for row in ran.json["outcomes"]
-    }
-    welcome = "job.email.welcome"
-    assert found == {
-        (welcome, "done already", "its mail was accepted"): (1, 0),
-        (welcome, "would be skipped", "the user is removed"): (1, 0),
-        (welcome, "would run", "its mail goes out"): (1, 1),
-        (welcome, "would be skipped", "another event of this replay is for the same"): (1, 0),
-        ("job.email.verification", "would run", "its mail goes out"): (2, 2),
-        ("job.email.milestone", "would fail", "there is no user"): (1, 0),
-        (welcome, "would wait", "the campaign is paused"): (1, 0),
-    }
-    assert (ran.json["events"], ran.json["mails"]) == (8, 3)
-
-
-def test_the_plan_says_what_would_become_of_rewards_and_positions(
-    type_: Type, publish: Publish, campaign: MailCampaign
-) -> None:
-    by_mail, by_hand = campaign.add_reward("email"), campaign.add_reward("manual")
-    hook = campaign.add_reward("webhook", campaign.add_endpoint("https://example.com"))
-    user = campaign.add_user()
-    mailed, manual, hooked, delivered = (
-        campaign.earn(reward, user if reward == by_mail else None)
-        for reward in (by_mail, by_hand, hook, hook)
-    )
-    campaign.connection.execute(
-        "UPDATE campaign_jobs.user_rewards SET status = 'delivered', delivered_at = now() WHERE id = %s",
-        (delivered,),
-    )
-    publish(
-        [
-            ("k", deliver(mailed, "mailed")),
-            ("k", mail(campaign, user, "its mail", "reward_earned", user_reward_id=str(mailed))),
-            ("k", deliver(manual, "manual")),
-            ("k", deliver(hooked, "hooked")),
-            ("k", deliver(hooked, "hooked again")),
-            ("k", deliver(delivered, "delivered")),
-            ("k", deliver(uuid.uuid4(), "nobody's")),
-            ("k", value("job.position.recalculate", {"campaign_id": str(campaign.id)}, "position")),
-            ("k", value("job.position.recalculate", {"campaign_id": str(uuid.uuid4())}, "no campaign")),
-        ]
-    )
-    ran = plan(type_)
-    found = {(row["fate"], row["outcome"]): (row["events"], row["mails"]) for row in ran.json["outcomes"]}
-    # One mail, which both the reward and its mail's own event lead to.
-    assert ran.json["mails"] == 1
-    assert found["would run", "its webhook is sent"] == (1, 0)
-    assert found["would be skipped", "another event of this replay is for the same"][0] >= 1
-    assert found["would be skipped", "manual delivery waits for an operator"] == (1, 0)
-    assert found["done already", "the user reward is delivered"] == (1, 0)
-    assert found["would fail", "there is no user reward"] == (1, 0)
-    assert found["would run", "positions are calculated from what is stored"] == (1, 0)
-    assert found["would fail", "there is no campaign"] == (1, 0)
-    assert sum(events for events, _ in found.values()) == 9
-
-
-def test_a_plan_changes_nothing(
-    type_: Type, publish: Publish, campaign: MailCampaign, target: Target
-) -> None:
-    publish([("k", mail(campaign, campaign.add_user(), "event"))])
-    plan(type_)
-    declined = type_("replay", "--from", "beginning")
-    assert declined.code == ExitCode.DECLINED
-    assert "its mail goes out" in declined.out
-    assert ids(target) == {"event": 1}
-    assert campaign.statuses() == {}
 
 
 def test_the_same_bytes_and_keys_are_published_and_nothing_of_the_replay_itself(
@@ -366,7 +183,7 @@ def test_what_was_not_acknowledged_is_published_again(
     monkeypatch.setattr(JobProducer, "publish", fails_once)
     ran = type_("replay", "--from", "beginning", "--rate", 10, "--yes")
     assert ran.code == ExitCode.FAILED
-    assert "no broker answers" in ran.err and "10 of 30 events are published" in ran.err
+    assert "no broker answers" in ran.err and "10 of 30 events published" in ran.err
     file = next(word for word in ran.err.split() if word.endswith(".json"))
     declined = type_("replay", "--resume", file)
     assert declined.code == ExitCode.DECLINED
