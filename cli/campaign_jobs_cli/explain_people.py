@@ -12,7 +12,7 @@ SELECT users.id AS user_id, users.email, users.first_name, users.status, users.c
     users.deleted_at, users.referral_code, users.original_position,
     campaigns.id AS campaign_id, campaigns.name AS campaign, campaigns.status AS campaign_status,
     campaigns.points_per_referral, campaigns.position_email_min_delta, campaigns.position_email_cooldown,
-    (SELECT min(reason) FROM campaign_jobs.email_suppressions
+    (SELECT max(reason) FROM campaign_jobs.email_suppressions
      WHERE address IN (lower(users.email), campaign_jobs.erased_address(users.email))) AS suppressed,
     (SELECT created_at FROM campaign_jobs.email_unsubscribes WHERE user_id = users.id) AS unsubscribed_at,
     EXISTS (SELECT FROM campaign_jobs.held_users WHERE held_users.user_id = users.id) AS held,

@@ -23,7 +23,7 @@ SELECT wanted.address, stored.reason, stored.created_at, count(users.id) AS user
 FROM unnest(%(addresses)s::text[]) AS wanted (address)
 LEFT JOIN LATERAL (
     SELECT reason, created_at FROM campaign_jobs.email_suppressions
-    WHERE address IN (wanted.address, campaign_jobs.erased_address(wanted.address)) ORDER BY created_at LIMIT 1
+    WHERE address IN (wanted.address, campaign_jobs.erased_address(wanted.address)) ORDER BY reason DESC LIMIT 1
 ) AS stored ON true
 LEFT JOIN campaign_jobs.campaigns ON true
 LEFT JOIN campaign_jobs.waitlist_users AS users ON users.campaign_id = campaigns.id

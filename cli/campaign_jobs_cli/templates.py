@@ -307,8 +307,8 @@ def _validated(chosen: Chosen) -> dict[str, Any]:
 def _refuse_suppressed(target: Target, address: str) -> None:
     with target.database() as connection:
         row = connection.execute(
-            "SELECT reason FROM campaign_jobs.email_suppressions"
-            " WHERE address IN (lower(%(address)s), campaign_jobs.erased_address(%(address)s))",
+            "SELECT max(reason) AS reason FROM campaign_jobs.email_suppressions"
+            " WHERE address IN (lower(%(address)s), campaign_jobs.erased_address(%(address)s)) HAVING count(*) > 0",
             {"address": address},
         ).fetchone()
     if row is not None:

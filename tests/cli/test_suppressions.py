@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from campaign_jobs.database.connection import Connection
+from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.erasing import erase
 from campaign_jobs_cli import suppressions_ses, targets
 from campaign_jobs_cli.targets import Target
 from local.aws import AwsStandIn
@@ -58,6 +59,20 @@ def test_an_operators_word_replaces_a_bounce_and_is_listed_by_reason(
     assert [each["address"] for each in found] == ["b@example.net"]
     found = command("suppressions", "list", "--containing", "@EXAMPLE.org", "--output", "json").json
     assert [each["address"] for each in found] == ["a@example.org"]
+
+
+def test_an_address_of_somebody_who_was_erased_is_found_by_its_hash(
+    command: Command, connection: Connection, database: Database
+) -> None:
+    campaign = MailCampaign(connection)
+    user = campaign.add_user()
+    address = campaign.address(user)
+    assert command("suppressions", "add", address, "--yes").code == 0
+    erase(database, user)
+    assert address not in stored(connection)
+    removed = command("suppressions", "remove", address, "--keep-ses", "--yes", "--output", "json")
+    assert removed.json["removed_here"] == 1
+    assert stored(connection) == {}
 
 
 def test_the_list_of_the_account_is_named_and_shown(command: Command, target: Target) -> None:

@@ -15,8 +15,9 @@ from campaign_jobs import retention
 from campaign_jobs.analytics.backfill import InvalidBackfill
 from campaign_jobs.analytics.job import AnalyticsJob
 from campaign_jobs.database.connection import Connection, Database
+from campaign_jobs.email import decisions
 from campaign_jobs.email.feedback import Feedback
-from campaign_jobs.email.job import TOO_OLD, EmailJob
+from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.tags import message_tag
 from campaign_jobs.events import EmailEvent, parse
 from campaign_jobs.retention import TABLES, Retention
@@ -34,6 +35,7 @@ from tests.integration.email_campaign import (
 from tests.integration.reward_campaign import deadline
 from tests.ses_events import BEGIN, ses_event, sqs_event
 
+TOO_OLD = Skipped(decisions.TOO_OLD)
 KEPT = {
     "EMAIL_MESSAGE_RETENTION_DAYS": "100",
     "EMAIL_EVENT_RETENTION_DAYS": "100",

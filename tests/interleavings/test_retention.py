@@ -5,19 +5,20 @@ from datetime import UTC, datetime, timedelta
 from campaign_jobs.analytics.backfill import InvalidBackfill
 from campaign_jobs.analytics.job import AnalyticsJob
 from campaign_jobs.database.connection import Connection
+from campaign_jobs.email import decisions
 from campaign_jobs.email.feedback import Feedback
-from campaign_jobs.email.job import TOO_OLD
 from campaign_jobs.email.ses import Mail
 from campaign_jobs.email.tags import message_tag
 from campaign_jobs.retention import TABLES, Retention
 from campaign_jobs.settings import RetentionSettings
-from campaign_jobs.worker.outcomes import Done
+from campaign_jobs.worker.outcomes import Done, Skipped
 from tests.integration.email_campaign import MailCampaign, delivery_of
 from tests.integration.reward_campaign import deadline
 from tests.interleavings.mailing import email_job, settled
 from tests.interleavings.stepping import Race, Side
 from tests.ses_events import ses_event, sqs_event
 
+TOO_OLD = Skipped(decisions.TOO_OLD)
 OLD = timedelta(days=500)
 COUNTED = "SELECT sum(emails_sent) FROM campaign_jobs.campaign_metrics WHERE campaign_id = %s"
 

@@ -70,16 +70,14 @@ class Judge:
                 return Verdict(Fate.RUNS, "its mail goes out", mails=1)
             case mail.Settled(status):
                 return Verdict(Fate.DONE, f"its mail was {status}")
+            case mail.TooOld():
+                return Verdict(Fate.SKIPPED, mail.TOO_OLD)
             case mail.Skip(reason):
                 return Verdict(Fate.SKIPPED, reason)
-            case mail.TooOld():
-                return Verdict(Fate.SKIPPED, "too old: what became of it is kept no longer")
             case mail.Park(reason):
                 return Verdict(Fate.WAITS, reason)
             case mail.Busy():
                 return Verdict(Fate.WAITS, "somebody is sending it")
-            case mail.TooOld():
-                return Verdict(Fate.SKIPPED, "it is older than what is remembered")
             case mail.Missing(what):
                 return Verdict(Fate.FAILS, f"there is no {what}")
             case mail.Wrong(reason):

@@ -97,7 +97,11 @@ def test_what_became_of_mails_so_long_ago_is_not_known(
     for words in ((), ("--again",)):
         ran = plan(type_, *words)
         assert outcomes(ran) == {
-            ("email.welcome", "would be skipped"): ("too old: what became of it is kept no longer", 1, 0)
+            ("email.welcome", "would be skipped"): (
+                "too old: what became of an event of that time is kept no longer",
+                1,
+                0,
+            )
         }
 
 

@@ -11,6 +11,7 @@ SENT_WHEN_ENDED: Final = frozenset({"verification", "reward_earned"})
 # A status of a reward in which there is nothing left to tell.
 OVER: Final = frozenset({"revoked", "expired", "redeemed"})
 HELD: Final = "a fraud case holds the reward"
+TOO_OLD: Final = "too old: what became of an event of that time is kept no longer"
 
 
 @dataclass(frozen=True)

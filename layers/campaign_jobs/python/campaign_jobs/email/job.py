@@ -12,6 +12,7 @@ from campaign_jobs.email import store
 from campaign_jobs.email.composing import CannotCompose, Templates, compose
 from campaign_jobs.email.decisions import (
     HELD,
+    TOO_OLD,
     Busy,
     Missing,
     Park,
@@ -35,8 +36,6 @@ from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
 from campaign_jobs.worker.delivery import Deadline, Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
 from campaign_jobs.worker.patience import wait_for_missing
-
-TOO_OLD: Final = Skipped("too old: what became of an event of that time is kept no longer")
 
 
 class EmailJob:
@@ -109,7 +108,7 @@ class EmailJob:
                 case Settled(status):
                     outcomes[event.id] = Skipped(f"{status} before")
                 case TooOld():
-                    outcomes[event.id] = TOO_OLD
+                    outcomes[event.id] = Skipped(TOO_OLD)
                 case Busy(until):
                     outcomes[event.id] = Later("the mail is claimed by somebody else", until - item.state.now)
                 case Missing(what):

@@ -33,7 +33,7 @@ SELECT
     users.email, users.first_name, users.verification_token, users.referral_code, users.original_position,
     users.verified_at IS NOT NULL AS verified,
     positions.position, positions.verified_referrals,
-    (SELECT min(reason) FROM campaign_jobs.email_suppressions
+    (SELECT max(reason) FROM campaign_jobs.email_suppressions
      WHERE address IN (lower(users.email), campaign_jobs.erased_address(users.email))) AS suppressed,
     EXISTS (SELECT FROM campaign_jobs.email_unsubscribes WHERE user_id = wanted.user_id) AS unsubscribed,
     EXISTS (SELECT FROM campaign_jobs.held_users WHERE user_id = wanted.user_id) AS held,
