@@ -144,7 +144,7 @@ def redrive(
     _plan(opened, found, lambda letter: letter.destination)
     if stay := len(found) - len(going):
         output.note(
-            f"{stay} stay: their event cannot be read or was too large to keep. `discard` deletes them."
+            f"{_counted(stay)} can only be discarded: the event cannot be read, or was too large to keep."
         )
     redriven: Counter[str] = Counter()
     if going:

@@ -12,6 +12,7 @@ from campaign_jobs.events import EVENT_ADAPTER, EmailEvent, partition_key
 from campaign_jobs_cli.errors import ExitCode
 from campaign_jobs_cli.targets import Target
 from tests.cli.operating.conftest import Type
+from tests.integration.email_campaign import MailCampaign
 
 CAMPAIGN = "7c1f0f0e-5d0a-4d53-9a0e-2f3f7f3d8a01"
 USER = "7c1f0f0e-5d0a-4d53-9a0e-2f3f7f3d8a11"
@@ -94,7 +95,6 @@ def test_nothing_is_published_that_nobody_wanted(type_: Type) -> None:
         (["email", "farewell", "--campaign", CAMPAIGN, "--user", USER], "verification"),
         (["email", "milestone", "--campaign", CAMPAIGN, "--user", USER], "milestone is missing"),
         (["email", "welcome", "--campaign", CAMPAIGN, "--user", USER, "--data", "name"], "NAME=TEXT"),
-        (["email", "welcome", "--campaign", "nothing", "--user", USER], "UUID"),
         (["position", "--campaign", CAMPAIGN, "--points", -1], "greater than or equal to 0"),
         (["reward", "--user-reward", REWARD, "--id", "a\nb"], "control characters"),
     ],
@@ -106,6 +106,19 @@ def test_what_is_wrong_is_said_before_anything_is_published(
     assert ran.code == ExitCode.WRONG_USAGE
     assert problem in ran.err
     assert on_topic(type_) == []
+
+
+def test_campaign_and_user_may_be_named(type_: Type, connection: psycopg.Connection[Any]) -> None:
+    campaign = MailCampaign(connection)
+    user = campaign.add_user()
+    words = ["enqueue", "email", "welcome", "--campaign", "launch", "--user", campaign.address(user), "--yes"]
+    assert type_(*words).code == ExitCode.DONE
+    data = on_topic(type_)[0]["event"]["data"]
+    assert (data["campaign_id"], data["user_id"]) == (str(campaign.id), str(user))
+
+    missing = type_("enqueue", "position", "--campaign", "landing", "--yes")
+    assert missing.code == ExitCode.FAILED and "there is no campaign 'landing'" in missing.err
+    assert len(on_topic(type_)) == 1
 
 
 def test_the_outbox_keeps_it_for_relay_and_keeps_it_once(
