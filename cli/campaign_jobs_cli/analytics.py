@@ -15,7 +15,7 @@ import typer
 from botocore.exceptions import BotoCoreError, ClientError
 
 from campaign_jobs.analytics.job import METRICS
-from campaign_jobs_cli import naming, session
+from campaign_jobs_cli import naming, session, times
 from campaign_jobs_cli.errors import CommandError, WrongInput
 from campaign_jobs_cli.output import Format, Output
 from campaign_jobs_cli.targets import Target
@@ -64,7 +64,7 @@ def backfill(
     """
     opened = session.of(context)
     output, target = opened.output, opened.target
-    first, last = naming.moment(begin, "--from"), naming.moment(end, "--to")
+    first, last = times.moment(begin), times.moment(end)
     if first >= last:
         raise WrongInput(f"--to is {end!r}; allowed is a time after --from, {begin!r}")
     slices = list(slices_of(first, last, timedelta(days=slice_days)))
@@ -187,11 +187,15 @@ def export(
 
 
 def _in_zone(given: str, what: str, zone: str) -> datetime:
-    moment = naming.moment(given, what)
+    """A time; one that is written without a zone is meant in the campaign's."""
+    moment = times.moment(given)
     try:
         written = datetime.fromisoformat(given.strip())
+    except ValueError:
+        return moment  # How long ago, which is the same everywhere.
+    try:
         return moment if written.tzinfo else written.replace(tzinfo=ZoneInfo(zone))
-    except (ValueError, KeyError) as error:
+    except KeyError as error:
         raise CommandError(
             f"this machine does not know the time zone {zone}; give {what} an offset"
         ) from error

@@ -1,7 +1,6 @@
-"""What an operator names on the command line: campaigns, people, moments."""
+"""What an operator names on the command line: campaigns and people."""
 
 import re
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -37,16 +36,6 @@ def uuid(given: str, what: str) -> UUID:
     if (found := as_uuid(given)) is None:
         raise WrongInput(f"{what} {given!r} is not a UUID such as 6f1c2a34-9f0b-4c57-8d1e-2b7a5c3d4e01")
     return found
-
-
-def moment(given: str, what: str) -> datetime:
-    """A point in time as ISO 8601 has it; without an offset it is this machine's, as in tables. Raises WrongInput."""
-    try:
-        return datetime.fromisoformat(given.strip()).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise WrongInput(
-            f"{what} is {given!r}; allowed is a day or a time such as 2026-03-01 or 2026-03-01T12:00:00Z"
-        ) from error
 
 
 def address(given: str) -> str:

@@ -52,6 +52,9 @@ def test_who_was_suppressed_stays_so_until_an_operator_says_otherwise(
     command("suppressions", "add", ADDRESS, "--yes")
     assert command("erase", ADDRESS, "--yes").code == 0
     rejoined = MailCampaign(connection).add_user(email=ADDRESS)
-    assert command("explain", str(rejoined), "--output", "json").json["people"][0]["suppressed"] == "manual"
+    assert (
+        command("explain", str(rejoined), "--output", "json").json["people"][0]["user"]["suppressed"]
+        == "manual"
+    )
     removed = command("suppressions", "remove", ADDRESS, "--keep-ses", "--yes", "--output", "json").json
     assert removed["removed_here"] == 1
