@@ -88,7 +88,7 @@ class EventJobType:
     max_attempts: int
     """Attempts before an event that keeps failing becomes a dead letter."""
 
-    @property
+    @cached_property
     def event_types(self) -> tuple[str, ...]:
         return tuple(event_type for lane in self.lanes for event_type in lane.event_types)
 

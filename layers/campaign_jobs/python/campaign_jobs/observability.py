@@ -3,14 +3,12 @@
 Logs are JSON lines: a static message plus ids. No addresses and no payloads go in.
 """
 
-import json
 import logging
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Final
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
@@ -19,14 +17,12 @@ from aws_lambda_powertools.metrics import Metrics, MetricUnit
 from campaign_jobs.catalog import FUNCTION_DIMENSION, METRICS_NAMESPACE
 from campaign_jobs.settings import function_name
 
-_encoded: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
-
 
 class _Formatter(LambdaPowertoolsFormatter):
-    """Powertools' own; a line that `log_each` has finished already goes out as it is."""
+    """Powertools' own; lines that `log_each` has finished already go out as they are."""
 
     def format(self, record: logging.LogRecord) -> str:
-        finished: str | None = getattr(record, "finished_line", None)
+        finished: str | None = getattr(record, "finished_lines", None)
         return super().format(record) if finished is None else finished
 
 
@@ -37,20 +33,24 @@ def logger_of(service: str) -> Logger:
 
 
 def log_each(logger: Logger, level: int, message: str, entries: Iterable[Mapping[str, object]]) -> None:
-    """Write a line for each entry, as `logger.info(message, extra=entry)` would.
+    """Write a line for each entry, as `logger.info(message, extra=entry)` would; `level` is one of logging's.
 
-    What the lines share is put together once: of a batch of a thousand, logging one by one would take as long as all
-    the rest. `level` is one of logging's.
+    What the lines share is put together once, and they are written at once: of a batch of a thousand, logging one by
+    one would take as long as all the rest.
     """
+    # Whoever has a batch of events has it loaded already; the others do without.
+    from pydantic_core import to_json
+
     plain = logging.getLogger(logger.name)
     if not plain.isEnabledFor(level):
         return
     file, line_number, caller, _ = plain.findCaller(stacklevel=2)
-    shared = plain.makeRecord(plain.name, level, file, line_number, message, (), None, caller)
-    begin = logger.registered_formatter.format(shared).rstrip().removesuffix("}")
-    for entry in entries:
-        line = f"{begin},{_encoded(entry)[1:]}"
-        plain.handle(logging.makeLogRecord({**vars(shared), **entry, "finished_line": line}))
+    record = plain.makeRecord(plain.name, level, file, line_number, message, (), None, caller)
+    begin = logger.registered_formatter.format(record).rstrip().removesuffix("}")
+    lines = [f"{begin},{to_json(entry, fallback=str).decode()[1:]}" for entry in entries]
+    if lines:
+        record.finished_lines = "\n".join(lines)
+        plain.handle(record)
 
 
 def log_unexpected(logger: Logger, message: str, error: Exception, *, event_id: str) -> None:

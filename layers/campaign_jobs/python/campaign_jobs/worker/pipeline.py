@@ -301,4 +301,5 @@ class Pipeline:
 
 
 def _priority(item: _Known) -> int:
-    return -getattr(item.delivery.event.data, "priority", 0)
+    data = item.delivery.event.data
+    return -data.priority if isinstance(data, events.EmailJobPayload) else 0
