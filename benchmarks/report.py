@@ -54,10 +54,13 @@ def write(results: dict[str, Any], directory: Path) -> list[Path]:
 def figures(results: dict[str, Any]) -> str:
     """Everything between the marks, as Markdown."""
     machine = results["machine"]
+    versions = ", ".join(
+        f"{name} {machine[name.rpartition(' ')[2].lower()]}"
+        for name in ("PostgreSQL", "Apache Kafka", "Redis", "Python")
+    )
     where = (
-        f"Measured on {machine['processors']} processors, {results['rounds']} rounds, PostgreSQL"
-        f" {machine['postgresql']}, Apache Kafka {machine['kafka']}, Redis {machine['redis']}, Python {machine['python']}; the whole run took "
-        f"{results['seconds'] / 60:.0f} minutes. Before a slash or a bracket stands the median, in brackets the range."
+        f"Measured on {machine['processors']} processors in {results['rounds']} rounds, with {versions};"
+        f" the whole run took {results['seconds'] / 60:.0f} minutes. Medians, with their ranges in brackets."
     )
     parts = [
         where,

@@ -16,7 +16,7 @@ OURS, THEIRS, LATE = "#2563eb", "#94a3b8", "#cbd5e1"
 
 def main() -> None:
     given = json.load(sys.stdin)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     figure.patch.set_facecolor("white")
 
     rates = sorted(given["rates"].items(), key=lambda item: median(item[1]))
@@ -46,8 +46,9 @@ def main() -> None:
     for bar, label, (_, (_, p99)) in zip(drawn, labels, latencies, strict=True):
         right.text(p99 * 1.1, bar.get_y() + bar.get_height() / 2, label, va="center", fontsize=8)
     right.set_xscale("log")
+    right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set_xlim(right=max(of[1] for _, of in latencies) * 8)
-    right.set_title("milliseconds of a single job, p50 / p99, lower is better")
+    right.set_title("ms of a single job (p50 / p99), lower is better")
 
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
