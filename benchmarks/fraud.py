@@ -33,6 +33,7 @@ BARE = (
         FROM campaign_jobs.referrals
         JOIN campaign_jobs.waitlist_users AS referred ON referred.id = referred_id AND referred.status <> 'removed'
     ) AS counted
+    JOIN campaign_jobs.waitlist_users AS referrer ON referrer.id = referrer_id AND referrer.status <> 'removed'
     GROUP BY referrer_id HAVING max(within_an_hour) > 10
     """,
     """
