@@ -94,10 +94,12 @@ fuzz: $(FUZZ) ## Try hard to break what parses bytes from outside, e.g. make fuz
 schemas: $(DEV) ## Write the event contract's JSON Schema and AsyncAPI from the models
 	@python -m campaign_jobs.schemas
 
-bench: $(DEV) ## Run the benchmarks
-	@set -e; for benchmark in benchmarks/[a-z]*.py; do echo "$$benchmark"; python "$$benchmark" $(ARGS); done
+bench: $(DEV) ## Measure beside the peers and bare SQL, and write docs/benchmarks.md, e.g. make bench ARGS=--quick
+	@python -m benchmarks $(ARGS)
 
 ##@ Keep it in order
+PEERS := celery dramatiq taskiq procrastinate huey
+
 lock: $(DEV) ## Write the lock files from pyproject.toml (uv); ARGS=--upgrade takes newer versions
 	@command -v uv > /dev/null || { echo "make lock needs uv: pip install uv"; exit 1; }
 	$(compile) $(ARGS) --group dev -o requirements-dev.txt
@@ -107,12 +109,14 @@ lock: $(DEV) ## Write the lock files from pyproject.toml (uv); ARGS=--upgrade ta
 	$(compile) -c requirements-dev.txt --group fuzz -o requirements-fuzz.txt
 	$(compile) $(ARGS) --group e2e -o requirements-e2e.txt
 	$(compile) $(ARGS) --no-deps --group runtime-emulator -o requirements-runtime-emulator.txt
+	for peer in $(PEERS); do $(compile) $(ARGS) --group bench-$$peer -o benchmarks/peers/$$peer/requirements.txt || exit 1; done
+	$(compile) $(ARGS) --group bench-chart -o benchmarks/chart/requirements.txt
 
 authorities: $(CDK) ## Write the certificates of Amazon RDS's authorities from the npm package that carries them
 	@node infra/authorities.js > layers/campaign_jobs/python/campaign_jobs/database/rds-authorities.pem
 
 clean: ## Remove what these targets made, the environment included (Kafka's jars stay in the user's cache)
-	rm -rf $(VENV) $(FUZZ_VENV) $(E2E_VENV) .fuzz .local cdk.out node_modules $(dir $(E2E_NODE)) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FUZZ_VENV) $(E2E_VENV) .bench .fuzz .local cdk.out node_modules $(dir $(E2E_NODE)) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## List the targets

@@ -3,7 +3,7 @@
     python benchmarks/imports.py [--rounds 9]
 
 Handlers are imported as Lambda does, with their settings in the environment and without touching the network. Prints
-the medians in milliseconds and their ratio; everything above 1 is our own code.
+the medians in milliseconds, their ratio, and the memory afterwards; everything above 1 is our own code.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "layers" / "campaign_jobs" / "python"
@@ -27,16 +28,23 @@ VALUES = {
     "DEFAULT_SENDER": "hello@example.com",
     "UNSUBSCRIBE_KEYS": "k" * 32,
 }
+# The resident memory that Linux tells, where there is Linux.
 LOADED = """
-import json, sys
+import json, os, sys
 before = set(sys.modules)
 import handler
 import site
 roots = tuple(site.getsitepackages())
-print(json.dumps([
-    name for name, module in list(sys.modules.items())
-    if name not in before and str(getattr(module, "__file__", None) or "").startswith(roots)
-]))
+print(json.dumps({
+    "modules": [
+        name for name, module in list(sys.modules.items())
+        if name not in before and str(getattr(module, "__file__", None) or "").startswith(roots)
+    ],
+    "memory_mb": (
+        int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        if os.path.exists("/proc/self/statm") else float("nan")
+    ),
+}))
 """
 
 
@@ -46,35 +54,44 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each, in turn (default: 9)")
     rounds = parser.parse_args().rounds
-    print(f"{'handler':12} {'ours ms':>8} {'theirs ms':>10} {'ratio':>6}   heavy modules loaded")
-    for name, settings in BY_FUNCTION.items():
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{PACKAGE}:{REPOSITORY / 'functions' / name}",
-            "POWERTOOLS_METRICS_NAMESPACE": "campaign-jobs",
-            **{
-                variable: VALUES.get(variable, "https://sqs.example.com/queue")
-                for variable, required in settings.environment_names().items()
-                if required or variable in VALUES
-            },
-        }
-        modules: list[str] = json.loads(run(LOADED, environment))
-        # In the order of loading, so that each import finds what it needs as it did before.
-        theirs_code = "\n".join(f"try:\n import {module}\nexcept Exception:\n pass" for module in modules)
-        ours, theirs = [], []
-        for _ in range(rounds + 1):
-            ours.append(timed("import handler", environment))
-            theirs.append(timed(theirs_code, environment))
-        # The first of each warms the disk's cache.
-        ours_ms, theirs_ms = statistics.median(ours[1:]), statistics.median(theirs[1:])
-        top_level = {module.partition(".")[0] for module in modules}
-        heavy = sorted(
-            top_level & {"boto3", "psycopg", "pydantic", "jinja2", "confluent_kafka", "aws_lambda_powertools"}
-        )
+    print(f"{'handler':12} {'ours ms':>8} {'theirs ms':>10} {'ratio':>6} {'MiB':>5}   heavy modules loaded")
+    for name in BY_FUNCTION:
+        row = measure(name, rounds)
+        ours, theirs = statistics.median(row["ours"]), statistics.median(row["theirs"])
         print(
-            f"{name:12} {ours_ms:8.0f} {theirs_ms:10.0f} {ours_ms / theirs_ms:6.2f}   {', '.join(heavy)}",
+            f"{name:12} {ours:8.0f} {theirs:10.0f} {ours / theirs:6.2f} {row['memory_mb']:5.0f}"
+            f"   {', '.join(row['heavy'])}",
             flush=True,
         )
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """Milliseconds of each round for one function's handler (`ours`) and for what it loads of others (`theirs`)."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{PACKAGE}:{REPOSITORY / 'functions' / name}",
+        "POWERTOOLS_METRICS_NAMESPACE": "campaign-jobs",
+        **{
+            variable: VALUES.get(variable, "https://sqs.example.com/queue")
+            for variable, required in BY_FUNCTION[name].environment_names().items()
+            if required or variable in VALUES
+        },
+    }
+    loaded = json.loads(run(LOADED, environment))
+    # In the order of loading, so that each import finds what it needs as it did before.
+    theirs_code = "\n".join(
+        f"try:\n import {module}\nexcept Exception:\n pass" for module in loaded["modules"]
+    )
+    ours, theirs = [], []
+    for _ in range(rounds + 1):
+        ours.append(timed("import handler", environment))
+        theirs.append(timed(theirs_code, environment))
+    top_level = {module.partition(".")[0] for module in loaded["modules"]}
+    heavy = sorted(
+        top_level & {"boto3", "psycopg", "pydantic", "jinja2", "confluent_kafka", "aws_lambda_powertools"}
+    )
+    # The first of each warms the disk's cache.
+    return {"ours": ours[1:], "theirs": theirs[1:], "memory_mb": loaded["memory_mb"], "heavy": heavy}
 
 
 def run(code: str, environment: dict[str, str]) -> str:

@@ -61,12 +61,15 @@ class KafkaFilter:
 def _decode(value: bytes | None) -> Any:
     if value is None:
         raise ValueError("no value")
-    # Numbers only need comparing, and Python refuses to read very long integers.
-    return json.loads(value.decode("utf-8"), parse_int=float, parse_constant=_refuse_constant)
+    return _DECODER.decode(value.decode("utf-8"))
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+# Numbers only need comparing, and Python refuses to read very long integers.
+_DECODER: Final = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant)
 
 
 def _compile(pattern: Any, path: str) -> Node:

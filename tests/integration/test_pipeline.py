@@ -670,7 +670,7 @@ def logged(service: str) -> Iterator[list[dict[str, Any]]]:
 
     class Keeping(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(json.loads(formatter.format(record)))
+            lines.extend(map(json.loads, formatter.format(record).split("\n")))
 
     handler = Keeping()
     logger.addHandler(handler)

@@ -4,6 +4,7 @@ Pure data. It imports nothing but the standard library, so that reading it costs
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 TOPIC_PARTITIONS: Final = 10
@@ -62,7 +63,7 @@ class Lane:
     bulk: bool = False
     """It leaves a reserve of the send rate to the other lanes."""
 
-    @property
+    @cached_property
     def retry_queue_setting(self) -> str:
         return f"RETRY_QUEUE_URL_{_setting_suffix(self.name)}"
 
@@ -87,7 +88,7 @@ class EventJobType:
     max_attempts: int
     """Attempts before an event that keeps failing becomes a dead letter."""
 
-    @property
+    @cached_property
     def event_types(self) -> tuple[str, ...]:
         return tuple(event_type for lane in self.lanes for event_type in lane.event_types)
 

@@ -39,7 +39,8 @@ def _storable(text: str) -> str:
     # PostgreSQL's text holds neither, and one such value would fail the statement of a whole batch.
     if "\x00" in text:
         raise ValueError("must not contain NUL")
-    if re.search("[\ud800-\udfff]", text):
+    # Asked first, because it is known of a text, and most are.
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise ValueError("must not contain a lone surrogate")
     return text
 
@@ -51,11 +52,9 @@ def _printable(text: str) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    return (
-        {key: entry for key, entry in value.items() if entry is not None}
-        if isinstance(value, dict)
-        else value
-    )
+    if not isinstance(value, dict) or None not in value.values():
+        return value
+    return {key: entry for key, entry in value.items() if entry is not None}
 
 
 def _as_utc(moment: datetime) -> datetime:
@@ -186,7 +185,7 @@ class EmailEvent(_Envelope):
         value = _without_nulls(value)
         if not isinstance(value, dict) or not isinstance(value.get("data"), dict):
             return value
-        data = _without_nulls(value["data"])
+        data = dict(_without_nulls(value["data"]))
         expected = str(value.get("type")).removeprefix(EMAIL_EVENT_PREFIX)
         if data.setdefault("type", expected) != expected:
             raise ValueError(f"data.type must be {expected!r}, as the event's type says")
@@ -290,7 +289,7 @@ def read_object(value: bytes | None) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise NotOurs(f"the value is not UTF-8 (byte {error.start}); allowed is UTF-8 JSON") from None
     try:
-        decoded = json.loads(text, parse_constant=_refuse_constant)
+        decoded = _DECODER.decode(text)
     except RecursionError:
         raise NotOurs("the value is not JSON: it is nested too deeply") from None
     except ValueError as error:
@@ -360,6 +359,10 @@ def _problems(error: ValidationError) -> list[str]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+# Built once: json.loads would build one for each text.
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _without_input(error: ValueError) -> str:

@@ -30,37 +30,48 @@ DELETE FROM campaign_jobs.campaign_metrics WHERE bucket >= %(begin)s::timestampt
 # A row belongs to the range when its bucket does, which is what the DELETE goes by. The bounds on the timestamps
 # themselves follow from that, because a bucket begins less than an hour before each of its rows; they are there for the
 # indexes. date_trunc keeps the offset that is in force at the moment itself, so the two hours of the same name when
-# daylight saving ends are two buckets.
+# daylight saving ends are two buckets. It takes its time to look the zone up, so each half minute is counted first: no
+# zone's hour has begun within one since 1970.
 _INSERT: Final = """
-WITH happened (campaign_id, happened_at, metric) AS (
-    SELECT campaign_id, created_at, 'new_signups' FROM campaign_jobs.waitlist_users
+WITH happened (campaign_id, half_minute, metric, times) AS (
+    SELECT campaign_id, date_bin('30 seconds', created_at, 'epoch'), 'new_signups', count(*)
+    FROM campaign_jobs.waitlist_users
     WHERE created_at >= %(begin)s::timestamptz AND created_at < %(end)s::timestamptz + interval '1 hour'
+    GROUP BY 1, 2
     UNION ALL
-    SELECT campaign_id, verified_at, 'email_verifications' FROM campaign_jobs.waitlist_users
+    SELECT campaign_id, date_bin('30 seconds', verified_at, 'epoch'), 'email_verifications', count(*)
+    FROM campaign_jobs.waitlist_users
     WHERE verified_at >= %(begin)s::timestamptz AND verified_at < %(end)s::timestamptz + interval '1 hour'
+    GROUP BY 1, 2
     UNION ALL
-    SELECT campaign_id, created_at, 'referrals' FROM campaign_jobs.referrals
+    SELECT campaign_id, date_bin('30 seconds', created_at, 'epoch'), 'referrals', count(*)
+    FROM campaign_jobs.referrals
     WHERE created_at >= %(begin)s::timestamptz AND created_at < %(end)s::timestamptz + interval '1 hour'
+    GROUP BY 1, 2
     UNION ALL
-    SELECT campaign_id, accepted_at, 'emails_sent' FROM campaign_jobs.email_messages
+    SELECT campaign_id, date_bin('30 seconds', accepted_at, 'epoch'), 'emails_sent', count(*)
+    FROM campaign_jobs.email_messages
     WHERE accepted_at >= %(begin)s::timestamptz AND accepted_at < %(end)s::timestamptz + interval '1 hour'
+    GROUP BY 1, 2
     UNION ALL
-    SELECT campaign_id, delivered_at, 'rewards_delivered' FROM campaign_jobs.user_rewards
+    SELECT campaign_id, date_bin('30 seconds', delivered_at, 'epoch'), 'rewards_delivered', count(*)
+    FROM campaign_jobs.user_rewards
     WHERE delivered_at >= %(begin)s::timestamptz AND delivered_at < %(end)s::timestamptz + interval '1 hour'
+    GROUP BY 1, 2
 ), placed AS (
-    SELECT happened.campaign_id, happened.metric,
-           date_trunc('hour', happened.happened_at, campaign.timezone) AS bucket
+    SELECT happened.campaign_id, happened.metric, happened.times,
+           date_trunc('hour', happened.half_minute, campaign.timezone) AS bucket
     FROM happened
     JOIN campaign_jobs.campaigns AS campaign ON campaign.id = happened.campaign_id
 ), inserted AS (
     INSERT INTO campaign_jobs.campaign_metrics
         (campaign_id, bucket, new_signups, email_verifications, referrals, emails_sent, rewards_delivered)
     SELECT campaign_id, bucket,
-           count(*) FILTER (WHERE metric = 'new_signups'),
-           count(*) FILTER (WHERE metric = 'email_verifications'),
-           count(*) FILTER (WHERE metric = 'referrals'),
-           count(*) FILTER (WHERE metric = 'emails_sent'),
-           count(*) FILTER (WHERE metric = 'rewards_delivered')
+           coalesce(sum(times) FILTER (WHERE metric = 'new_signups'), 0),
+           coalesce(sum(times) FILTER (WHERE metric = 'email_verifications'), 0),
+           coalesce(sum(times) FILTER (WHERE metric = 'referrals'), 0),
+           coalesce(sum(times) FILTER (WHERE metric = 'emails_sent'), 0),
+           coalesce(sum(times) FILTER (WHERE metric = 'rewards_delivered'), 0)
     FROM placed
     WHERE bucket >= %(begin)s::timestamptz AND bucket < %(end)s::timestamptz
     GROUP BY campaign_id, bucket

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from campaign_jobs import events
-from campaign_jobs.catalog import BATCH_STOPPED, HEARTBEAT_EVENT_TYPE, LANE_BY_EVENT_TYPE, EventJobType, Lane
+from campaign_jobs.catalog import BATCH_STOPPED, HEARTBEAT_EVENT_TYPE, EventJobType, Lane
 from campaign_jobs.database.batches import Refusal
 from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import BatchStopped, InvalidEvent, InvocationTooShort, NotOurs, UnknownLane
@@ -104,6 +104,11 @@ class Pipeline:
         self._job_type = job_type
         self._job = job
         self._settings = settings
+        self._retry_queue_urls = {
+            event_type: settings.retry_queue_url(lane)
+            for lane in job_type.lanes
+            for event_type in lane.event_types
+        }
         self._logger = logger_of(job_type.name)
         self._settler = Settler(
             job_type,
@@ -162,11 +167,12 @@ class Pipeline:
     ) -> tuple[Counter[str], list[Received]]:
         """The counts of outcomes, and the heartbeats."""
         counts: Counter[str] = Counter()
+        retry_queue_url = self._settings.retry_queue_url(lane)
         heartbeats: list[Received] = []
         known: dict[str, _Known] = {}
         settlements: list[Settlement] = []
         for received in batch_received:
-            item = self._classify_whatever_it_is(received, lane, now)
+            item = self._classify_whatever_it_is(received, retry_queue_url, now)
             if item is None:
                 counts["ignored"] += 1
             elif isinstance(item, Received):
@@ -202,23 +208,25 @@ class Pipeline:
         return counts, heartbeats
 
     def _classify_whatever_it_is(
-        self, received: Received, lane: Lane, now: datetime
+        self, received: Received, retry_queue_url: str, now: datetime
     ) -> _Known | Settlement | Received | None:
         try:
-            return self._classify(received, lane, now)
+            return self._classify(received, retry_queue_url, now)
         except Exception as error:  # noqa: BLE001  It is logged.
             # A value that breaks our reading of it must not block the partition; it spends its attempts.
             log_unexpected(
                 self._logger, "unexpected error in reading", error, event_id=str(received.coordinates)
             )
             outcome = spent(Retry(f"unexpected {type(error).__name__}"), received, self._job_type)
-            return Settlement(received, outcome, self._settings.retry_queue_url(lane))
+            return Settlement(received, outcome, retry_queue_url)
 
     def _classify(
-        self, received: Received, lane: Lane, now: datetime
+        self, received: Received, retry_queue_url: str, now: datetime
     ) -> _Known | Settlement | Received | None:
-        """A valid event of ours, a settlement at once, a heartbeat as it came, or None for what somebody else owns."""
-        retry_queue_url = self._settings.retry_queue_url(lane)
+        """A valid event of ours, a settlement at once, a heartbeat as it came, or None for what somebody else owns.
+
+        What is not known to belong to another lane goes to `retry_queue_url`.
+        """
         if received.dropped_value is not None:
             if received.has_other_readers:
                 return None
@@ -229,14 +237,14 @@ class Pipeline:
             if event_type == HEARTBEAT_EVENT_TYPE:
                 # One from the retry queue was handed on with its neighbors, and says nothing of the partition.
                 return None if received.from_retry_queue else received
-            if event_type not in self._job_type.event_types:
+            if event_type not in self._retry_queue_urls:
                 # Read by others as well, it has another owner; in our own retry queue nobody else would see it.
                 if received.has_other_readers:
                     return None
                 owner = events.owner(event_type)
                 reason = f"{event_type} belongs to the job type {owner.name if owner else 'none'}: redrive it there"
                 return Settlement(received, Rejected(reason), retry_queue_url)
-            retry_queue_url = self._settings.retry_queue_url(LANE_BY_EVENT_TYPE[event_type])
+            retry_queue_url = self._retry_queue_urls[event_type]
             event = events.parse(decoded, recorded_at=received.recorded_at)
         except NotOurs as error:
             if received.has_other_readers:
@@ -296,9 +304,9 @@ class Pipeline:
 
     def _settlement(self, item: _Known, outcome: Outcome) -> Settlement:
         event = item.delivery.event
-        retry_queue_url = self._settings.retry_queue_url(LANE_BY_EVENT_TYPE[event.type])
-        return Settlement(item.received, outcome, retry_queue_url, event.id, event.type)
+        return Settlement(item.received, outcome, self._retry_queue_urls[event.type], event.id, event.type)
 
 
 def _priority(item: _Known) -> int:
-    return -getattr(item.delivery.event.data, "priority", 0)
+    data = item.delivery.event.data
+    return -data.priority if isinstance(data, events.EmailJobPayload) else 0

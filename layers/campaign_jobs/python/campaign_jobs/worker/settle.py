@@ -1,6 +1,7 @@
 """What happens after a job's outcomes: retry queue, dead letters, logs, counts. Nothing else sends to a queue."""
 
 import json
+import logging
 import math
 import random
 from collections import Counter
@@ -13,6 +14,7 @@ from aws_lambda_powertools import Logger
 
 from campaign_jobs import catalog
 from campaign_jobs.catalog import EventJobType
+from campaign_jobs.observability import log_each
 from campaign_jobs.worker.messages import Received, body_of, dead_letter_of, dead_letter_of_unreadable
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Rejected, Retry, Skipped
 from campaign_jobs.worker.queues import Outgoing, Queues
@@ -68,11 +70,8 @@ class Settler:
         outgoing = [message for item in settlements if (message := self._outgoing(item, now)) is not None]
         if outgoing:
             self._queues.send(outgoing)
-        counts: Counter[str] = Counter()
-        for item in settlements:
-            counts[_count_name(item.outcome)] += 1
-            self._log(item)
-        return counts
+        self._log(settlements)
+        return Counter(_count_name(item.outcome) for item in settlements)
 
     def isolate(self, received: Sequence[Received], retry_queue_url: str) -> None:
         """Hand records on as they came, spending nothing. Raises QueueUnavailable when one was not kept."""
@@ -127,20 +126,26 @@ class Settler:
         # SQS delays fifteen minutes at most; a longer wait takes several hops, each looking at not_before.
         return Outgoing(item.retry_queue_url, body, delay_seconds=max(0, math.ceil(wait.total_seconds())))
 
-    def _log(self, item: Settlement) -> None:
-        coordinates = item.received.coordinates
-        fields = {
-            "event_id": item.event_id,
-            "event_type": item.event_type,
-            "outcome": type(item.outcome).__name__.lower(),
-            "reason": getattr(item.outcome, "reason", None),
-            "attempts_spent": item.received.attempts_spent,
-            "topic": coordinates.topic,
-            "partition": coordinates.partition,
-            "offset": coordinates.offset,
-        }
-        log = self._logger.warning if isinstance(item.outcome, (Retry, Rejected)) else self._logger.info
-        log("event settled", extra={name: value for name, value in fields.items() if value is not None})
+    def _log(self, settlements: Sequence[Settlement]) -> None:
+        bad = [item for item in settlements if isinstance(item.outcome, (Retry, Rejected))]
+        good = [item for item in settlements if not isinstance(item.outcome, (Retry, Rejected))]
+        log_each(self._logger, logging.WARNING, "event settled", map(_log_fields, bad))
+        log_each(self._logger, logging.INFO, "event settled", map(_log_fields, good))
+
+
+def _log_fields(item: Settlement) -> dict[str, object]:
+    coordinates = item.received.coordinates
+    fields = {
+        "event_id": item.event_id,
+        "event_type": item.event_type,
+        "outcome": type(item.outcome).__name__.lower(),
+        "reason": getattr(item.outcome, "reason", None),
+        "attempts_spent": item.received.attempts_spent,
+        "topic": coordinates.topic,
+        "partition": coordinates.partition,
+        "offset": coordinates.offset,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _is_worn(attributes: dict[str, str]) -> bool:

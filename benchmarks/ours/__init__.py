@@ -1,0 +1,1 @@
+"""campaign-jobs' own side: the same effect as a job on the real pipeline."""
