@@ -5,7 +5,8 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
-FINAL = ("done", "skipped", "rejected")
+FINAL = ("skipped", "rejected", "done")
+"""Of an event that came twice, one does the work, or is given up, and the other is skipped: what says more comes later."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Outcomes:
                 self._tries[final.outcome] += 1
                 return
             before = self._final.get(key)
-            # Of an event that came twice, one does the work and the other is skipped.
-            if before is None or before.outcome != "done":
+            if before is None or FINAL.index(final.outcome) >= FINAL.index(before.outcome):
                 self._final[key] = final
 
     def of(self, key: str) -> Final | None:

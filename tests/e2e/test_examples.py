@@ -153,6 +153,8 @@ def test_a_service_with_fastapi(
     ).fetchall()
     assert users == [("fastapi@example.org", 1)]
     events = connection.execute(
-        "SELECT count(*) FROM campaign_jobs.outbox WHERE event ->> 'type' = 'job.email.verification'"
+        "SELECT count(*) FROM campaign_jobs.outbox"
+        " WHERE event ->> 'type' = 'job.email.verification' AND event ->> 'campaign_id' = %s",
+        [str(campaign_id)],
     ).fetchone()
     assert events == (1,)
