@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 FINAL = ("skipped", "rejected", "done")
-"""Of an event that came twice, one does the work, or is given up, and the other is skipped: what says more comes later."""
+"""What says more of an event comes later: of one that came twice, one does the work or is given up, one is skipped."""
 
 
 @dataclass(frozen=True)
