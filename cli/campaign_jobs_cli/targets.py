@@ -13,7 +13,14 @@ from psycopg.rows import DictRow, dict_row
 
 from campaign_jobs.database.connection import conninfo_of
 from campaign_jobs.errors import CampaignJobsError
-from campaign_jobs.settings import DatabaseSettings, KafkaSettings
+from campaign_jobs.settings import (
+    DatabaseSettings,
+    KafkaSettings,
+    Settings,
+    existing_file,
+    kafka_auth,
+    setting,
+)
 from campaign_jobs_cli.errors import NotFound, Unreachable
 
 LOCAL: Final = "local"
@@ -23,6 +30,14 @@ STATEMENT_SECONDS: Final = 60
 Connection = psycopg.Connection[DictRow]
 # Those of the local system that its control answers for (local/control.py); moto plays the others.
 _CONTROLLED: Final = ("lambda", "events")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorSettings(Settings):
+    """Where a deployed environment is not as the stack makes it: a cluster or database that was there before."""
+
+    kafka_auth: str = setting(kafka_auth, "iam")
+    database_ca_file: Path | None = setting(existing_file, None)
 
 
 @dataclass(frozen=True)
@@ -145,11 +160,16 @@ def _deployed(name: str) -> Target:
             f"no environment {name!r} in {region} of this account: nothing is below {path} in SSM. Check --env, "
             "AWS_REGION and AWS_PROFILE"
         )
-    database = DatabaseSettings(database_secret_arn=found["database-secret-arn"])
+    differing = OperatorSettings.load()
+    database = DatabaseSettings(
+        database_secret_arn=found["database-secret-arn"], database_ca_file=differing.database_ca_file
+    )
     return Target(
         name=name,
         region=region,
-        kafka=KafkaSettings(kafka_brokers=found["brokers"], kafka_job_topic=found["topic"], kafka_auth="iam"),
+        kafka=KafkaSettings(
+            kafka_brokers=found["brokers"], kafka_job_topic=found["topic"], kafka_auth=differing.kafka_auth
+        ),
         consumer_group=found["consumer-group"],
         default_sender=found["default-sender"],
         conninfo=lambda: conninfo_of(database),

@@ -43,6 +43,7 @@ class Deployment:
 
     def __init__(self, repository: Path, directory: Path, account: EmulatedAccount) -> None:
         self.account = account
+        self.repository = repository
         self.app = directory / "app"
         self.app.mkdir()
         self._cdk = repository / "node_modules" / ".bin" / "cdk"
@@ -151,6 +152,28 @@ class Deployment:
         result = json.load(answer["Payload"])
         assert "FunctionError" not in answer, result
         return result
+
+    def operate(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run the operators' command line on the deployed environment, as somebody who may do everything."""
+        return subprocess.run(
+            [sys.executable, "-m", "campaign_jobs_cli", "--env", ENVIRONMENT, *words],
+            cwd=self.app.parent,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+                **self.account.environment(),
+                "PYTHONPATH": os.pathsep.join(
+                    str(self.repository / path) for path in ("layers/campaign_jobs/python", "cli")
+                ),
+                # The embedded broker knows no IAM, and PostgreSQL's authority is a throwaway.
+                "KAFKA_AUTH": "none",
+                "DATABASE_CA_FILE": str(self.account.certificates.ca_file),
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
     def mails(self) -> list[dict[str, Any]]:
         """All mails that SES accepted, in their order."""

@@ -78,6 +78,7 @@ def test_the_stack_is_deployed_works_is_changed_and_goes(
     with deployment.database() as connection, JobProducer(brokers=deployment.brokers()) as producer:
         story = Story(deployment, MailCampaign(connection), producer)
         story.every_type_of_event_does_its_work(receiver)
+        story.an_operator_finds_and_switches_what_is_there()
         story.what_cannot_be_read_becomes_a_dead_letter()
         story.an_unsubscribe_link_works()
         story.what_ses_reports_is_recorded()
@@ -179,6 +180,28 @@ class Story:
         ]
         eventually(the_webhook_is_delivered_at_its_second_try)
         self.producer.enqueue_email_job(self.mail("position_update", "referrer"))
+
+    def an_operator_finds_and_switches_what_is_there(self) -> None:
+        """By the command line, which knows the environment's name and nothing else."""
+        found = {finding["part"]: finding for finding in self.said("doctor")}
+        assert found["schema"]["health"] == found["Kafka"]["health"] == "fine", found
+        assert found["mappings of email"]["found"] == "all 4 enabled"
+        (lane,) = (lane for lane in self.said("lag") if lane["lane"] == "reward")
+        assert lane["events"] == 0
+        explained = self.said("explain", str(self.users["referrer"]))["people"][0]
+        assert explained["position"]["position"] == 1
+        for switch, state in (("pause", "Disabled"), ("resume", "Enabled")):
+            self.said(switch, "position", "--yes")
+            mappings = self.deployment.account.client("lambda").list_event_source_mappings(
+                FunctionName=f"{STACK}-position:position"
+            )["EventSourceMappings"]
+            assert {mapping["State"] for mapping in mappings} == {state}
+
+    def said(self, *words: str) -> Any:
+        """What a command says in JSON. A doctor's red line is no failure here."""
+        done = self.deployment.operate(*words, "--output", "json")
+        assert done.returncode == 0 or words == ("doctor",), done.stdout + done.stderr
+        return json.loads(done.stdout)
 
     def what_cannot_be_read_becomes_a_dead_letter(self) -> None:
         foreign = Producer({"bootstrap.servers": self.deployment.brokers(), "log_level": 0})
