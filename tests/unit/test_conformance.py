@@ -10,6 +10,7 @@ SUITES = {
     "K": "integration/test_kafka_mapping.py",
     "S": "integration/test_sqs_mapping.py",
     "E": "integration/test_schedules.py",
+    "C": "integration/test_local_control.py",
 }
 
 
