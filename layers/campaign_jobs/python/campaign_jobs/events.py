@@ -17,7 +17,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PrivateAttr,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -59,8 +58,11 @@ def _without_nulls(value: Any) -> Any:
 
 def _as_utc(moment: datetime) -> datetime:
     # A time without a zone is taken as UTC, which is what producers that leave it out mean.
+    if not moment.utcoffset():
+        # Most say so, and replacing the zone takes a tenth of what converting does.
+        return moment.replace(tzinfo=UTC)
     try:
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moment.astimezone(UTC)
     except OverflowError:
         raise ValueError("must be between the years 1 and 9999 in UTC") from None
 
@@ -153,19 +155,13 @@ class _Envelope(_Model):
     """For readers of the topic; the jobs go by the one in `data`."""
     timestamp: Timestamp
     """When the producer asked for the job; the record's own timestamp where it is left out."""
-    _is_dated: bool = PrivateAttr(default=True)
 
     @property
     def asked_at(self) -> datetime | None:
         """When the event itself says that it was asked for: the same whenever it is published again; None where it
         does not say."""
-        return self.timestamp if self._is_dated and self.timestamp >= NO_TIME_BEFORE else None
-
-    def __eq__(self, other: object) -> bool:
-        """By what they say: an event whose time was filled in equals one that says it."""
-        return type(self) is type(other) and self.__dict__ == other.__dict__
-
-    __hash__ = _Model.__hash__
+        is_dated = "timestamp" in self.model_fields_set
+        return self.timestamp if is_dated and self.timestamp >= NO_TIME_BEFORE else None
 
 
 class EmailEvent(_Envelope):
@@ -329,7 +325,9 @@ def parse(decoded: dict[str, Any], *, recorded_at: datetime) -> Event:
         event = EVENT_ADAPTER.validate_python(decoded)
     except ValidationError as error:
         raise InvalidEvent("; ".join(_problems(error))) from None
-    event._is_dated = is_dated
+    if not is_dated:
+        # It was filled in, and nobody has set it.
+        event.model_fields_set.discard("timestamp")
     return event
 
 
