@@ -186,7 +186,7 @@ class Story:
         found = {finding["part"]: finding for finding in self.said("doctor")}
         assert found["schema"]["health"] == found["Kafka"]["health"] == "fine", found
         assert found["mappings of email"]["found"] == "all 4 enabled"
-        assert {lane["lane"]: lane["mappings"] for lane in self.said("lag")}["reward"] == "on"
+        assert {lane["lane"]: lane["mappings"] for lane in self.said("lag")}["reward"] == "Enabled"
         explained = self.said("explain", str(self.users["referrer"]))["people"][0]
         assert explained["position"]["position"] == 1
         for switch, state in (("pause", "Disabled"), ("resume", "Enabled")):
