@@ -35,45 +35,50 @@ def actions(statements: list[dict[str, Any]]) -> set[str]:
     return found
 
 
-def calls(tree: ast.AST, services: dict[str, str]) -> Iterator[str]:
-    """IAM's names of the calls of boto3's clients in a module; `services` by the names of variables that hold one."""
+def calls(tree: ast.AST) -> Iterator[str]:
+    """IAM's names of what a module takes of boto3's clients, called at once or later."""
+    clients = dict(_clients(tree))
+    paginated = {
+        id(node.func): str(node.args[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "get_paginator"
+        and isinstance(node.args[0], ast.Constant)
+    }
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        if not isinstance(node, ast.Attribute):
             continue
-        client, method = node.func.value, node.func.attr
-        service = services.get(client.id) if isinstance(client, ast.Name) else _service(client)
-        if service is None:
+        service = clients.get(ast.unparse(node.value)) or _service(node.value)
+        if service is not None:
+            method = paginated.get(id(node), node.attr)
+            action = "".join(word.capitalize() for word in method.split("_"))
+            name = f"{_SERVICES.get(service, service)}:{action}"
+            yield _ACTIONS.get(name, name)
+
+
+def _clients(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Each variable that is given a client, as it is written, and its service."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            pairs = [(node.target, node.value)]
+        elif isinstance(node, ast.Assign):
+            (goal, *_), value = node.targets, node.value
+            both = isinstance(goal, ast.Tuple) and isinstance(value, ast.Tuple)
+            pairs = list(zip(goal.elts, value.elts, strict=True)) if both else [(goal, value)]  # type: ignore[attr-defined]
+        else:
             continue
-        if method == "get_paginator" and isinstance(node.args[0], ast.Constant):
-            method = str(node.args[0].value)
-        action = "".join(word.capitalize() for word in method.split("_"))
-        name = f"{_SERVICES.get(service, service)}:{action}"
-        yield _ACTIONS.get(name, name)
+        for name, each in pairs:
+            if (service := _service(each)) is not None:
+                yield ast.unparse(name), service
 
 
 def _service(node: ast.AST) -> str | None:
     """The service of an expression such as `target.client("sqs")`."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("client") and node.args:
+    if isinstance(node, ast.Call) and re.search(r"(^|\.)client$", ast.unparse(node.func)) and node.args:
         first = node.args[0]
         return str(first.value) if isinstance(first, ast.Constant) else None
     return None
-
-
-def clients(tree: ast.AST) -> dict[str, str]:
-    """The service of each variable that is given a client."""
-    found: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            (goal, *_), value = node.targets, node.value
-            pairs = (
-                zip(goal.elts, value.elts, strict=True)
-                if isinstance(goal, ast.Tuple) and isinstance(value, ast.Tuple)
-                else [(goal, value)]
-            )
-            for name, each in pairs:
-                if isinstance(name, ast.Name) and (service := _service(each)) is not None:
-                    found[name.id] = service
-    return found
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def called(repository: Path) -> set[str]:
     found: set[str] = set()
     for file in sorted((repository / "cli").rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        found.update(calls(tree, clients(tree)))
+        found.update(calls(tree))
     return {
         name
         for name in found
