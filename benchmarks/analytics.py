@@ -7,19 +7,22 @@ from benchmarks.campaign import settle, timed
 from campaign_jobs.analytics.job import AnalyticsJob
 from campaign_jobs.database.connection import Connection, Database
 
-# The floor: no watermark, no lock, no time zones of campaigns.
+# The floor: no watermark and no lock. Hours are those of each campaign's time zone, without which they would be wrong.
 BARE = """
 INSERT INTO bare_metrics
 SELECT campaign_id, bucket, sum(new_signups), sum(email_verifications), sum(referrals), 0, 0
 FROM (
-    SELECT campaign_id, date_trunc('hour', created_at) AS bucket, count(*) AS new_signups, 0 AS email_verifications,
-           0 AS referrals
-    FROM campaign_jobs.waitlist_users GROUP BY 1, 2
+    SELECT campaign_id, date_trunc('hour', users.created_at, timezone) AS bucket, count(*) AS new_signups,
+           0 AS email_verifications, 0 AS referrals
+    FROM campaign_jobs.waitlist_users AS users JOIN campaign_jobs.campaigns ON campaigns.id = campaign_id
+    GROUP BY 1, 2
     UNION ALL
-    SELECT campaign_id, date_trunc('hour', verified_at), 0, count(*), 0
-    FROM campaign_jobs.waitlist_users WHERE verified_at IS NOT NULL GROUP BY 1, 2
+    SELECT campaign_id, date_trunc('hour', verified_at, timezone), 0, count(*), 0
+    FROM campaign_jobs.waitlist_users JOIN campaign_jobs.campaigns ON campaigns.id = campaign_id
+    WHERE verified_at IS NOT NULL GROUP BY 1, 2
     UNION ALL
-    SELECT campaign_id, date_trunc('hour', created_at), 0, 0, count(*) FROM campaign_jobs.referrals GROUP BY 1, 2
+    SELECT campaign_id, date_trunc('hour', referrals.created_at, timezone), 0, 0, count(*)
+    FROM campaign_jobs.referrals JOIN campaign_jobs.campaigns ON campaigns.id = campaign_id GROUP BY 1, 2
 ) AS counted
 GROUP BY campaign_id, bucket
 """
