@@ -308,7 +308,10 @@ def test_a_redriven_bad_record_ends_as_a_dead_letter_again_wherever_it_is_sent(k
         if kind == "too large":
             # The size and the hash of what could not be kept stay with it.
             body = json.loads(text)
-            assert body["dead_letter"]["reason"] == "the value was too large to keep"
+            size = letter["value_dropped"]["bytes"]
+            assert body["dead_letter"]["reason"] == (
+                f"the value has {size} bytes and was not kept; allowed are at most 262144"
+            )
             assert body["value_dropped"] == letter["value_dropped"]
 
 

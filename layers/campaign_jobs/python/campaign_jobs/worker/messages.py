@@ -50,6 +50,16 @@ class Received:
         """Whether the other functions get the record from Kafka as well, so that it is left to its owner."""
         return self.isolated or not self.from_retry_queue
 
+    @property
+    def why_dropped(self) -> str | None:
+        """Why there is no value any more, for people; None where there is one."""
+        if self.dropped_value is None:
+            return None
+        return (
+            f"the value has {self.dropped_value['bytes']} bytes and was not kept; "
+            f"allowed are at most {catalog.MAX_VALUE_BYTES}"
+        )
+
     def with_attempt(self) -> "Received":
         return replace(self, attempts_spent=self.attempts_spent + 1)
 

@@ -227,10 +227,10 @@ class Pipeline:
 
         What is not known to belong to another lane goes to `retry_queue_url`.
         """
-        if received.dropped_value is not None:
+        if (why := received.why_dropped) is not None:
             if received.has_other_readers:
                 return None
-            return Settlement(received, Rejected("the value was too large to keep"), retry_queue_url)
+            return Settlement(received, Rejected(why), retry_queue_url)
         try:
             decoded = events.read_object(received.value)
             event_type: str = decoded["type"]

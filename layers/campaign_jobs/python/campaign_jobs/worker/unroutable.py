@@ -103,8 +103,8 @@ class Unroutable:
 
     def _type_of(self, received: Received) -> str | Rejected:
         """The type of an event that has an owner, or of a heartbeat; Rejected where it is nobody's."""
-        if received.dropped_value is not None:
-            return Rejected("the value was too large to keep")
+        if (why := received.why_dropped) is not None:
+            return Rejected(why)
         try:
             event_type: str = events.read_object(received.value)["type"]
             events.owner(event_type)
