@@ -7,7 +7,6 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_sqs as sqs
-from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from campaign_jobs.catalog import EVENT_JOB_TYPES
@@ -17,6 +16,7 @@ from infra.email_identity import EmailIdentity
 from infra.environment_settings import Environment
 from infra.kafka_cluster import KafkaCluster
 from infra.network import Network
+from infra.parameters import put_parameters
 
 
 class Operators(Construct):
@@ -74,24 +74,21 @@ class Operators(Construct):
             "The account's mail, its suppression list, its metrics and the list of its mappings belong to no resource",
             "AwsSolutions-IAM5[Resource::*]",
         )
-        for name, value, description in (
-            ("consumer-group", environment.kafka_job_consumer_group, "KAFKA_JOB_CONSUMER_GROUP"),
-            ("database-secret-arn", database.secret.secret_arn, "DATABASE_SECRET_ARN"),
-            ("default-sender", environment.sending.default_sender, "DEFAULT_SENDER"),
-            ("operator-policy-arn", self.policy.managed_policy_arn, "For whoever runs the command line"),
+        put_parameters(
+            self,
+            environment,
             (
-                "operator-security-group-id",
-                self.security_group.security_group_id,
-                "For where the command line runs",
+                ("consumer-group", environment.kafka_job_consumer_group, "KAFKA_JOB_CONSUMER_GROUP"),
+                ("database-secret-arn", database.secret.secret_arn, "DATABASE_SECRET_ARN"),
+                ("default-sender", environment.sending.default_sender, "DEFAULT_SENDER"),
+                ("operator-policy-arn", self.policy.managed_policy_arn, "For whoever runs the command line"),
+                (
+                    "operator-security-group-id",
+                    self.security_group.security_group_id,
+                    "For where the command line runs",
+                ),
             ),
-        ):
-            ssm.StringParameter(
-                self,
-                name,
-                parameter_name=f"/campaign-jobs/{environment.name}/{name}",
-                string_value=value,
-                description=description,
-            )
+        )
 
     def _statements(
         self,

@@ -2,12 +2,12 @@
 
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from infra.environment_settings import Environment
 from infra.kafka_cluster import IAM_PORT, KafkaCluster
 from infra.network import Network
+from infra.parameters import put_parameters
 
 
 class Producers(Construct):
@@ -37,20 +37,17 @@ class Producers(Construct):
             description=f"Publish to the topic {kafka.topic_name} of campaign-jobs {environment.name}",
             statements=kafka.publish_statements(),
         )
-        for name, value, description in (
-            ("brokers", kafka.bootstrap_brokers, "KAFKA_BROKERS, for IAM authentication over TLS"),
-            ("topic", kafka.topic_name, "KAFKA_JOB_TOPIC"),
-            ("producer-policy-arn", self.policy.managed_policy_arn, "For a service's role"),
+        put_parameters(
+            self,
+            environment,
             (
-                "producer-security-group-id",
-                self.security_group.security_group_id,
-                "For a service in this VPC",
+                ("brokers", kafka.bootstrap_brokers, "KAFKA_BROKERS, for IAM authentication over TLS"),
+                ("topic", kafka.topic_name, "KAFKA_JOB_TOPIC"),
+                ("producer-policy-arn", self.policy.managed_policy_arn, "For a service's role"),
+                (
+                    "producer-security-group-id",
+                    self.security_group.security_group_id,
+                    "For a service in this VPC",
+                ),
             ),
-        ):
-            ssm.StringParameter(
-                self,
-                name,
-                parameter_name=f"/campaign-jobs/{environment.name}/{name}",
-                string_value=value,
-                description=description,
-            )
+        )

@@ -15,12 +15,10 @@ from campaign_jobs import catalog
 from campaign_jobs.database import migrations
 from campaign_jobs_cli import kafka, session
 from campaign_jobs_cli.errors import CommandError, ExitCode
+from campaign_jobs_cli.lag.command import LATE_SECONDS
 from campaign_jobs_cli.mappings import mappings_of
 from campaign_jobs_cli.output import duration
 from campaign_jobs_cli.targets import Connection, Target
-
-LATE_SECONDS: Final = 300
-"""A heartbeat passes each minute; the alarms wait as long."""
 
 
 class Health(StrEnum):

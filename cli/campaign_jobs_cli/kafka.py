@@ -45,9 +45,7 @@ def consumer(target: Target) -> Iterator[Consumer]:
     }
     client = Consumer({**client_settings(target), **settings})
     try:
-        if target.kafka.kafka_auth == "iam":
-            # Without a poll, nobody asks for the token.
-            client.poll(0)
+        _let_ask_for_token(target, client)
         yield client
     finally:
         client.close()
@@ -55,10 +53,14 @@ def consumer(target: Target) -> Iterator[Consumer]:
 
 def admin(target: Target) -> AdminClient:
     client = AdminClient(client_settings(target))
-    if target.kafka.kafka_auth == "iam":
-        # Without a poll, nobody asks for the token.
-        client.poll(0)
+    _let_ask_for_token(target, client)
     return client
+
+
+def _let_ask_for_token(target: Target, client: Consumer | AdminClient) -> None:
+    """Without a poll, nobody asks for it."""
+    if target.kafka.kafka_auth == "iam":
+        client.poll(0)
 
 
 def partitions(target: Target, client: Consumer | AdminClient) -> list[int]:
