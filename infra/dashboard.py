@@ -34,7 +34,7 @@ class Dashboard(Construct):
 
 def _compose(metrics: Metrics, alarms: Sequence[cloudwatch.IAlarm]) -> list[list[cloudwatch.IWidget]]:
     """The page: bands of graphs, four beside each other."""
-    lanes = {lane.name: (job_type, lane) for job_type in catalog.EVENT_JOB_TYPES for lane in job_type.lanes}
+    lanes = {lane.name: (job_type, lane) for lane, job_type in catalog.JOB_TYPE_BY_LANE.items()}
     runs = {job_type.name: job_type for job_type in catalog.JOB_TYPES_WITH_WATERMARK}
     ringing = cloudwatch.AlarmStatusWidget(
         title="Alarms that ring: docs/runbook.md",

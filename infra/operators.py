@@ -9,7 +9,7 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
-from campaign_jobs.catalog import EVENT_JOB_TYPES
+from campaign_jobs.catalog import JOB_TYPE_BY_LANE
 from infra.acknowledged import acknowledge
 from infra.database import Database
 from infra.email_identity import EmailIdentity
@@ -146,8 +146,7 @@ class Operators(Construct):
 
 def _groups(environment: Environment) -> list[str]:
     prefix = environment.kafka_job_consumer_group
-    lanes = [lane for job_type in EVENT_JOB_TYPES for lane in job_type.lanes]
-    return [*(lane.consumer_group(prefix) for lane in lanes), f"{prefix}-command-line"]
+    return [*(lane.consumer_group(prefix) for lane in JOB_TYPE_BY_LANE), f"{prefix}-command-line"]
 
 
 def _allow(actions: list[str], *resources: str) -> iam.PolicyStatement:

@@ -155,8 +155,7 @@ def check_kafka(target: Target) -> Iterator[Finding]:
         yield Finding("Kafka", Health.FINE, topic)
     groups = {
         lane.consumer_group(target.consumer_group): job_type
-        for job_type in catalog.EVENT_JOB_TYPES
-        for lane in job_type.lanes
+        for lane, job_type in catalog.JOB_TYPE_BY_LANE.items()
     }
     for group, answer in client.describe_consumer_groups(list(groups), request_timeout=15).items():
         state, members = answer.result().state, len(answer.result().members)

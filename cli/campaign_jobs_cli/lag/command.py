@@ -81,11 +81,8 @@ def lag(
 def _rows(target: Target, client: AdminClient, partitions: bool) -> list[dict[str, Any]]:
     lags = topic.look(target, client)
     if partitions:
-        names = {lane.name: job_type.name for job_type in catalog.EVENT_JOB_TYPES for lane in job_type.lanes}
-        return [each.as_row(names[each.lane.name]) for each in lags]
-    retry_queues = {
-        lane.name: f"{lane.name}-retry" for job_type in catalog.EVENT_JOB_TYPES for lane in job_type.lanes
-    }
+        return [each.as_row(catalog.JOB_TYPE_BY_LANE[each.lane].name) for each in lags]
+    retry_queues = {lane.name: f"{lane.name}-retry" for lane in catalog.JOB_TYPE_BY_LANE}
     fed = [job_type.name for job_type in catalog.QUEUE_JOB_TYPES]
     depths = queues.look(target, [*retry_queues.values(), *fed])
     rows = []
@@ -131,12 +128,7 @@ def _largest(values: Iterable[float | None]) -> float | None:
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
     """The same for a table: ages as people say them, and red where they are late."""
-    bulk = any(
-        lane.bulk
-        for job_type in catalog.EVENT_JOB_TYPES
-        for lane in job_type.lanes
-        if lane.name == row["lane"]
-    )
+    bulk = any(lane.bulk for lane in catalog.JOB_TYPE_BY_LANE if lane.name == row["lane"])
     ages = {
         "heartbeat": _age(row["heartbeat_age_seconds"], late=not bulk),
         "behind": _age(row["seconds_behind"], late=not bulk),

@@ -53,11 +53,7 @@ class PartitionLag:
 def look(target: Target, client: AdminClient) -> list[PartitionLag]:
     """Every lane in every partition. Raises Unreachable or NotFound."""
     partitions = kafka.partitions(target, client)
-    groups = {
-        lane.consumer_group(target.consumer_group): lane
-        for each in catalog.EVENT_JOB_TYPES
-        for lane in each.lanes
-    }
+    groups = {lane.consumer_group(target.consumer_group): lane for lane in catalog.JOB_TYPE_BY_LANE}
     ages, now = _heartbeats(target)
     try:
         begins = _edges(target, client, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]

@@ -272,6 +272,9 @@ WEB_FUNCTIONS: Final = (UNSUBSCRIBE,)
 JOB_TYPES_WITH_WATERMARK: Final = (ANALYTICS, FRAUD)
 """Their rules are tuned; each run goes on where the one before has left its watermark."""
 
+JOB_TYPE_BY_LANE: Final = {lane: job_type for job_type in EVENT_JOB_TYPES for lane in job_type.lanes}
+"""All lanes, in the order of their job types."""
+
 LANE_BY_EVENT_TYPE: Final = {
     event_type: lane
     for job_type in EVENT_JOB_TYPES
