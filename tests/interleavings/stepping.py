@@ -54,10 +54,14 @@ class SteppedDatabase(Database):
     def transaction(self, isolation: IsolationLevel | None = None) -> Iterator[Connection]:
         self._reaches("BEGIN")
         with super().transaction(isolation) as connection:
-            self.backend_pid = connection.info.backend_pid
-            connection.cursor_factory, connection.server_cursor_factory = self._cursors
             yield connection
             self._reaches("COMMIT")
+
+    def _open(self) -> Connection:
+        connection = super()._open()
+        self.backend_pid = connection.info.backend_pid
+        connection.cursor_factory, connection.server_cursor_factory = self._cursors
+        return connection
 
 
 def _shortened(query: Any) -> str:

@@ -8,11 +8,11 @@ than the server could have been, or that no longer helps the invocation.
 import json
 import selectors
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, LiteralString, Protocol, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel
@@ -80,7 +80,7 @@ _KEEPALIVES: Final = {"idle": 10, "interval": 5, "count": 2}
 
 
 class Database:
-    """Hands out transactions on one lazily opened connection; used by one thread at a time.
+    """Hands out transactions, and single statements, on one lazily opened connection; used by one thread at a time.
 
     `timeout_seconds` is the time-out of the function that works with it; those of the connection stay below.
     """
@@ -124,12 +124,28 @@ class Database:
         Raises DatabaseUnavailable when the server does not answer in time or the connection is lost on the way; the
         next transaction then opens a new connection. Where it was lost in committing, nobody knows whether it has.
         """
-        connection = self._open()
-        try:
+        with self._connected() as connection:
             # Between two transactions the isolation level is the client's alone, so it leaves no state behind.
             connection.isolation_level = isolation
             with connection.transaction():
                 yield connection
+
+    def statement(
+        self, query: LiteralString, parameters: Sequence[Any] = ()
+    ) -> "psycopg.Cursor[tuple[Any, ...]]":
+        """A statement that is a transaction of its own: one round trip, where `transaction` takes three.
+
+        Raises DatabaseUnavailable as `transaction` does.
+        """
+        with self._connected() as connection:
+            return connection.execute(query, parameters)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """The connection, whose trouble is told from that of the data."""
+        connection = self._open()
+        try:
+            yield connection
         except psycopg.Error as error:
             if connection.broken or connection.closed:
                 self.close()

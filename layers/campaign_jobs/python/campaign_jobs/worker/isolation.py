@@ -38,7 +38,10 @@ MARKERS_KEPT: Final = timedelta(days=1)
 STARTS_KEPT: Final = timedelta(days=15)
 """A day longer than a queue keeps the message."""
 
-# The snapshot is older than the statement's own rows, so it finds only those of others.
+# The snapshot is older than the statement's own rows, so it finds only those of others. Nobody waits until the disk has
+# it: a marker outlives its own process, which is all that it is for. One that PostgreSQL forgets in a crash costs the
+# partition of a killer one delivery more. The setting ends with the transaction; a SET command would pin the connection
+# in RDS Proxy.
 _MARK: Final = """
 WITH mine AS (
     INSERT INTO campaign_jobs.batch_markers
@@ -46,6 +49,7 @@ WITH mine AS (
     SELECT %s, topic, partition, %s, first_offset, last_offset
     FROM unnest(%s::text[], %s::integer[], %s::bigint[], %s::bigint[])
         AS batch (topic, partition, first_offset, last_offset)
+    WHERE set_config('synchronous_commit', 'off', true) = 'off'
     RETURNING *
 )
 SELECT DISTINCT other.marker_id
@@ -53,8 +57,7 @@ FROM campaign_jobs.batch_markers AS other JOIN mine USING (consumer_group, topic
 WHERE other.first_offset <= mine.last_offset AND other.last_offset >= mine.first_offset
 """
 
-# Not waited for until the disk has it: what PostgreSQL forgets of it in a crash is a marker left behind. The setting
-# ends with the transaction; a SET command would pin the connection in RDS Proxy.
+# Not waited for either: what PostgreSQL forgets of it in a crash is a marker left behind.
 _REMOVE_MARKERS: Final[LiteralString] = """
 DELETE FROM campaign_jobs.batch_markers
 WHERE consumer_group = %s AND marker_id = ANY (%s) AND set_config('synchronous_commit', 'off', true) = 'off'
@@ -146,9 +149,8 @@ class Isolation:
                 settlements = [Settlement(item, rejected, retry_queue_url) for item in killers]
                 counts.update(self._settler.settle(settlements, now=now))
                 # If this fails, so does the invocation: with the count left, a redrive would not begin anew.
-                with self._database.transaction() as connection:
-                    killed = _columns({item.coordinates for item in killers})
-                    connection.execute(_CLEAR_STARTS, [*killed, group])
+                killed = _columns({item.coordinates for item in killers})
+                self._database.statement(_CLEAR_STARTS, [*killed, group])
             yield others
 
     def _mark(self, group: str, marker: UUID, records: Mapping[str, list[dict[str, Any]]]) -> list[UUID]:
@@ -164,8 +166,7 @@ class Isolation:
             if batch
         )
         columns = [list(column) for column in zip(*ranges, strict=True)] or [[], [], [], []]
-        with self._database.transaction() as connection:
-            found = connection.execute(_MARK, [group, marker, *columns]).fetchall()
+        found = self._database.statement(_MARK, [group, marker, *columns]).fetchall()
         if found:
             self._logger.warning(
                 "batch isolated",
@@ -194,8 +195,7 @@ class Isolation:
         """Count one more start of each. Returns the starts that had no orderly end, this one among them."""
         if not coordinates:
             return {}
-        with self._database.transaction() as connection:
-            rows = connection.execute(_COUNT_STARTS, [group, *_columns(coordinates)]).fetchall()
+        rows = self._database.statement(_COUNT_STARTS, [group, *_columns(coordinates)])
         return {Coordinates(topic, partition, offset): starts for topic, partition, offset, starts in rows}
 
     @contextmanager
@@ -210,8 +210,7 @@ class Isolation:
 
     def _end(self, statement: LiteralString, parameters: list[Any]) -> None:
         try:
-            with self._database.transaction() as connection:
-                connection.execute(statement, parameters)
+            self._database.statement(statement, parameters)
         except (DatabaseUnavailable, psycopg.Error) as error:
             # What the invocation has done is done. The process's next invocation tries again; where there is none, a
             # marker costs only the way through the retry queue, and a count one of the starts.

@@ -55,8 +55,7 @@ def store_heartbeats(
         [heartbeat.recorded_at for heartbeat in heartbeats],
     ]
     try:
-        with database.transaction() as connection:
-            connection.execute(_STORE, [consumer_group, *columns])
+        database.statement(_STORE, [consumer_group, *columns])
     except Exception as error:  # noqa: BLE001  It is logged, and relay reports the age of the one before.
         logger.warning("heartbeats not stored", extra={"error": type(error).__name__})
 
