@@ -13,11 +13,13 @@ from typing import Any, Final
 
 import moto.sqs.models
 from moto.core.utils import unix_time_millis
+from moto.sqs.models import sqs_backends
 from werkzeug.test import run_wsgi_app
 
 from local.aws.wsgi import Application, Environ, StartResponse, read_body
 
-_POLL_SECONDS: Final = 0.2
+_LOOK_AGAIN_SECONDS: Final = 0.2
+"""Messages come into sight with time, too."""
 
 
 class QuickQueue(moto.sqs.models.Queue):
@@ -43,6 +45,17 @@ class QuickQueue(moto.sqs.models.Queue):
         return sum(now <= message.visible_at for message in self._messages)
 
 
+def _may_have_messages(queue_name: str) -> bool:
+    """Whether a message is visible in a queue of this name, of whichever account and region; or there is none."""
+    found = [
+        queue
+        for regions in list(sqs_backends.values())
+        for backend in list(regions.values())
+        if (queue := backend.queues.get(queue_name)) is not None
+    ]
+    return not found or any(queue.messages for queue in found)
+
+
 class OneAtATime:
     """WSGI middleware that lets SQS requests take turns and passes everything else on."""
 
@@ -50,24 +63,33 @@ class OneAtATime:
         moto.sqs.models.Queue = QuickQueue  # type: ignore[misc]
         self._application = application
         self._turn = threading.Lock()
+        self._changed = threading.Condition()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         action = environ.get("HTTP_X_AMZ_TARGET", "")
         if not action.startswith("AmazonSQS."):
             return self._application(environ, start_response)
         body = read_body(environ)
-        wait_seconds = 0.0
+        queue_name, wait_seconds = "", 0.0
         if action == "AmazonSQS.ReceiveMessage":
             request = json.loads(body)
             wait_seconds = float(request.get("WaitTimeSeconds") or 0)
             # moto takes a queue's own waiting time, which nobody sets here, only where this is absent.
             body = json.dumps({**request, "WaitTimeSeconds": 0}).encode()
+            queue_name = str(request.get("QueueUrl", "")).rpartition("/")[2]
         deadline = time.monotonic() + wait_seconds
         while True:
             content, status, headers = self._take_a_turn(environ, body)
             if time.monotonic() >= deadline or not status.startswith("200") or b'"Messages"' in content:
                 break
-            time.sleep(_POLL_SECONDS)
+            # A request costs milliseconds, and each lane has its pollers; a look at the queue costs next to nothing.
+            with self._changed:
+                self._changed.wait(_LOOK_AGAIN_SECONDS)
+                while time.monotonic() < deadline and not _may_have_messages(queue_name):
+                    self._changed.wait(_LOOK_AGAIN_SECONDS)
+        if action != "AmazonSQS.ReceiveMessage":
+            with self._changed:
+                self._changed.notify_all()
         start_response(status, headers)
         return [content]
 
