@@ -49,7 +49,7 @@ mutants: $(DEV) ## Remove each guard in turn and prove that a test notices, e.g.
 	@python -m tests.mutants $(ARGS)
 
 crash: $(DEV) ## Stop a process at each boundary of each job, e.g. make crash ARGS="-k relay"
-	@python -m pytest tests/crash -s $(ARGS)
+	@python -m pytest tests/crash -s --every-boundary $(ARGS)
 
 e2e: $(DEV) $(CDK) $(E2E) $(E2E_NODE) ## Deploy the stack to an emulated AWS account, use it, change it, destroy it
 	@CAMPAIGN_JOBS_E2E_PYTHON=$(CURDIR)/$(E2E_VENV)/bin/python \

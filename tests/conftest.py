@@ -36,6 +36,14 @@ LONGEST = (
 """Files of tests that take longest, the longest first; the others follow in any order."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-boundary",
+        action="store_true",
+        help="stop processes in tests/crash also where a stop leaves the same behind as another one (make crash)",
+    )
+
+
 class SharedServer(PostgresServer):
     """A server that somebody else has started on this machine."""
 

@@ -46,6 +46,8 @@ class Boundary:
     caller: str
     lines: tuple[tuple[str, int], ...]
     """The package's files and lines on the way, the innermost first."""
+    alters: bool
+    """Whether others may see a difference from here on: of an operation that they see, or one that has happened."""
 
     def __str__(self) -> str:
         return f"{self.phase} {self.kind} in {self.caller}"
@@ -80,9 +82,10 @@ class Boundaries:
         self._late_after = late_after
         self._remaining_seconds = remaining_seconds
 
-    def mark(self, phase: str, kind: str) -> None:
+    def mark(self, phase: str, kind: str, *, alters: bool = True) -> None:
         lines = list(_lines_of_the_package())
-        boundary = Boundary(phase, kind, _caller(lines), tuple((file, line) for file, line, _ in lines))
+        places = tuple((file, line) for file, line, _ in lines)
+        boundary = Boundary(phase, kind, _caller(lines), places, alters)
         with self._counting:
             self.reached.append(boundary)
             self._times[str(boundary)] += 1
@@ -103,7 +106,7 @@ class Boundaries:
         with self._one_at_a_time:
             self._thread.inside = True
             try:
-                self.mark("before", kind)
+                self.mark("before", kind, alters=seen_outside)
                 yield
                 if seen_outside:
                     self.mark("after", kind)

@@ -34,13 +34,21 @@ class Undisturbed:
     """The UUIDs that each run has; any other is new in each."""
     end: dict[str, Any]
 
-    @property
-    def stops(self) -> list[Stop]:
+    def stops(self, *, every: bool) -> list[Stop]:
+        """Where to stop: at every boundary, or at one of those between which nothing has happened for anybody else.
+
+        A process that is killed there leaves the same behind, wherever it stood: what was not sent, or not committed,
+        is gone. One operation is under way at a time, so their order is that of all threads.
+        """
         times: Counter[str] = Counter()
         stops = []
+        altered = True
         for boundary in self.boundaries:
             times[boundary["label"]] += 1
-            stops.append((boundary["label"], times[boundary["label"]]))
+            if every or altered or boundary["phase"] == "after":
+                stops.append((boundary["label"], times[boundary["label"]]))
+            # An operation that fails has no boundary after it, and may have been seen all the same.
+            altered = boundary["phase"] == "before" and boundary["alters"]
         return stops
 
 

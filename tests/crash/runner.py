@@ -60,7 +60,10 @@ def _build_clients() -> None:
 
 def _report(boundaries: Boundaries, **result: Any) -> dict[str, Any]:
     return {
-        "boundaries": [{"label": str(item), "lines": item.lines} for item in boundaries.reached],
+        "boundaries": [
+            {"label": str(item), "phase": item.phase, "alters": item.alters, "lines": item.lines}
+            for item in boundaries.reached
+        ],
         "unnumbered": boundaries.unnumbered,
         **result,
     }
