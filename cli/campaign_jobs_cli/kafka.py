@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from campaign_jobs.kafka_connection import iam_token, region_of
+from campaign_jobs.kafka_connection import iam_settings
 from campaign_jobs_cli.errors import NotFound, Unreachable
 from campaign_jobs_cli.targets import Target
 
@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 15
 
 
 def client_settings(target: Target) -> dict[str, Any]:
-    """librdkafka's settings for the environment's brokers."""
+    """librdkafka's settings for the environment's brokers. Raises NotAuthorized where IAM gives no token."""
     settings: dict[str, Any] = {
         "bootstrap.servers": target.kafka.kafka_brokers,
         "client.id": "campaign-jobs-cli",
@@ -23,12 +23,7 @@ def client_settings(target: Target) -> dict[str, Any]:
         "log_level": 0,
     }
     if target.kafka.kafka_auth == "iam":
-        region = region_of(target.kafka.kafka_brokers)
-        settings |= {
-            "security.protocol": "SASL_SSL",
-            "sasl.mechanism": "OAUTHBEARER",
-            "oauth_cb": lambda _: iam_token(region),
-        }
+        settings |= iam_settings(target.kafka.kafka_brokers, region=None)
     return settings
 
 

@@ -164,12 +164,7 @@ class KafkaConnection:
             "error_cb": self._remember_error,
         }
         if self._settings.kafka_auth == "iam":
-            region = region or region_of(self._settings.kafka_brokers)
-            configuration |= {
-                "security.protocol": "SASL_SSL",
-                "sasl.mechanism": "OAUTHBEARER",
-                "oauth_cb": lambda _: self._token(region),
-            }
+            configuration |= iam_settings(self._settings.kafka_brokers, region, self._token)
         try:
             return Producer(configuration)
         except KafkaException as error:
@@ -177,11 +172,13 @@ class KafkaConnection:
 
     def _token(self, region: str) -> tuple[str, float]:
         try:
-            return iam_token(region)
+            token = iam_token(region)
         except Exception as error:
             # librdkafka swallows it, so keep the cause for the error that follows.
             self._token_problem = f"{type(error).__name__}: {error}"
             raise
+        self._token_problem = None
+        return token
 
     def _remember_error(self, error: KafkaError) -> None:
         # "All brokers down" follows the error that says why.
@@ -195,8 +192,7 @@ class KafkaConnection:
             found = self._client.list_topics(topic, timeout=timeout_seconds).topics[topic]
         except KafkaException as error:
             if self._token_problem is not None:
-                cause = f"no token for {self._settings.kafka_brokers} ({self._token_problem})"
-                raise NotAuthorized(f"{cause}: give this process AWS credentials") from error
+                raise _without_token(self._settings.kafka_brokers, self._token_problem) from error
             raise self.explain(self._last_error or error.args[0]) from error
         # Any other trouble with the topic, such as a leader being elected, may pass while we send.
         problem = found.error
@@ -274,6 +270,33 @@ def region_of(brokers: str) -> str:
         problem = "region is missing: KAFKA_AUTH=iam needs the cluster's AWS region"
         raise SettingsError([f"{problem}, and the brokers' names do not tell it"])
     return found[1]
+
+
+def iam_settings(
+    brokers: str, region: str | None, token: Callable[[str], tuple[str, float]] | None = None
+) -> dict[str, Any]:
+    """librdkafka's settings for MSK with IAM. `token` is what gives a token for a region: `iam_token`, or more than it.
+
+    Raises NotAuthorized where there is no token now, and SettingsError without a region or the library that signs.
+    """
+    region, token = region or region_of(brokers), token or iam_token
+    try:
+        # Before Kafka's client asks for it, which would wait for ten seconds and not say why there is none.
+        waiting = [token(region)]
+    except ModuleNotFoundError as error:
+        problem = f"allowed where {error.name} is installed, which the package's extra [iam] brings"
+        raise SettingsError([f"KAFKA_AUTH='iam': {problem}"]) from error
+    except Exception as error:
+        raise _without_token(brokers, f"{type(error).__name__}: {error}") from error
+    return {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "OAUTHBEARER",
+        "oauth_cb": lambda _: waiting.pop() if waiting else token(region),
+    }
+
+
+def _without_token(brokers: str, problem: str) -> NotAuthorized:
+    return NotAuthorized(f"no token for {brokers} ({problem}): give this process AWS credentials")
 
 
 def iam_token(region: str) -> tuple[str, float]:
