@@ -43,13 +43,17 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run: a little of everything, no figures"
     )
-    parser.add_argument("--rounds", type=int, help="measurements of each, in turn (default: 3; 1 when quick)")
-    parser.add_argument("--users", type=int, help="of the campaign (default: 1,000,000; 20,000 when quick)")
+    parser.add_argument(
+        "--rounds", type=positive, help="measurements of each, in turn (default: 3; 1 when quick)"
+    )
+    parser.add_argument(
+        "--users", type=positive, help="of the campaign (default: 1,000,000; 20,000 when quick)"
+    )
     parser.add_argument("--again", action="store_true", help="write the document from the last run's figures")
     arguments = parser.parse_args()
     try:
         if arguments.again:
-            results = json.loads(RESULTS.read_text(encoding="utf-8"))
+            results = last_results()
         else:
             results = measure(
                 quick=arguments.quick,
@@ -64,6 +68,23 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: allowed is 1 or more")
+    return number
+
+
+def last_results() -> dict[str, Any]:
+    """The figures of the last whole run. Raises BenchmarkError where there was none."""
+    try:
+        results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BenchmarkError(
+            "there are no figures to write again: run `make bench` without --again first"
+        ) from error
+    return results
 
 
 def measure(*, quick: bool, rounds: int, users: int) -> dict[str, Any]:

@@ -108,7 +108,7 @@ PEERS = (
         worker="huey_consumer tasks.huey -k thread -w 8",
         setup="Redis, 1 process of 8 threads",
         durability=f"worker killed: its jobs in hand are lost. {_REDIS}",
-        better="small enough to read in an evening, SQLite or files in place of Redis",
+        better="small enough to read in an evening; SQLite, PostgreSQL or files in place of Redis",
         jobs=5_000,
     ),
 )

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks import __main__ as benchmarks
 from benchmarks import report
 from benchmarks.peers import PEERS, Peer
 from campaign_jobs.settings import BY_FUNCTION
@@ -101,3 +102,24 @@ def test_aims_go_by_medians_and_by_the_run_that_does_everything() -> None:
 def test_a_median_shows_its_range() -> None:
     assert report.spread([3_000.0, 1_000.0, 2_000.0], "{:,.0f}") == "2,000 (1,000 – 3,000)"
     assert report.spread([3.0], "{:.1f}") == "3.0"
+
+
+def test_figures_that_were_never_measured_cannot_be_written_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--again"])
+    assert benchmarks.main() == 1
+    assert capsys.readouterr().err.startswith("there are no figures to write again: run `make bench`")
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--users"])
+def test_nothing_can_be_measured_less_than_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--quick", option, "0"])
+    # So that a run that should not begin ends at once.
+    monkeypatch.setattr(benchmarks, "measure", lambda **_: pytest.fail("it was measured"))
+    with pytest.raises(SystemExit):
+        benchmarks.main()
+    assert f"{option}: 0: allowed is 1 or more" in capsys.readouterr().err
