@@ -1,14 +1,18 @@
 """An environment may take a network, a cluster or a database that is there, without looking it up."""
 
+import ast
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from campaign_jobs import settings
+from infra import environment_settings
 from infra.environment_settings import ExistingNetwork
-from infra.environments import DEV
+from infra.environments import DEV, PROD
 from tests.infrastructure.existing import EXISTING_DATABASE, EXISTING_KAFKA, EXISTING_NETWORK
 from tests.infrastructure.synthesis import Synthesis, synthesise
 
@@ -32,6 +36,18 @@ def kafka_mappings(synthesis: Synthesis) -> Iterator[dict[str, Any]]:
     for mapping in synthesis.resources("AWS::Lambda::EventSourceMapping").values():
         if "Topics" in mapping["Properties"]:
             yield mapping
+
+
+def test_the_guide_s_parts_are_such_as_an_environment_takes(repository: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (repository / "docs/deploying.md").read_text(), re.DOTALL)
+    call = ast.parse(next(block for block in blocks if 'vpc_id="vpc-0' in block)).body[0]
+    assert isinstance(call, ast.AnnAssign) and isinstance(call.value, ast.Call)
+    parts = {
+        str(part.arg): eval(ast.unparse(part.value), vars(environment_settings))
+        for part in call.value.keywords
+    }
+    assert parts.keys() == {"name", "network", "kafka", "database"}
+    assert replace(PROD, **parts).problems() == []
 
 
 def test_nothing_is_looked_up_in_the_account(taken: Synthesis) -> None:
