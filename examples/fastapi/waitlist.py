@@ -14,10 +14,10 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import psycopg
-from fastapi import Depends, FastAPI, Request
-from psycopg.errors import UniqueViolation
+from fastapi import Depends, FastAPI, HTTPException, Request
+from psycopg.errors import ForeignKeyViolation, UniqueViolation
 from psycopg_pool import ConnectionPool
-from pydantic import BaseModel, EmailStr
+from pydantic import BaseModel, EmailStr, Field
 
 from campaign_jobs import outbox
 from campaign_jobs.events import EmailJobPayload
@@ -44,7 +44,8 @@ Transaction = Annotated[psycopg.Connection, Depends(transaction, scope="function
 
 class Signup(BaseModel):
     email: EmailStr
-    first_name: str | None = None
+    # What its column takes (docs/data-contract.md); PostgreSQL's text holds no NUL.
+    first_name: Annotated[str, Field(max_length=100, pattern=r"^[^\x00]*$")] | None = None
 
 
 class Accepted(BaseModel):
@@ -77,6 +78,8 @@ def sign_up(campaign_id: UUID, signup: Signup, connection: Transaction) -> Accep
         if error.diag.constraint_name != "waitlist_users_one_per_email":
             raise
         return Accepted()
+    except ForeignKeyViolation as error:
+        raise HTTPException(404, "There is no such campaign.") from error
     outbox.enqueue(
         connection,
         [EmailJobPayload(type="verification", campaign_id=campaign_id, user_id=user_id, priority=1)],

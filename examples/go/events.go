@@ -27,6 +27,7 @@ type EmailJobPayload struct {
 	CampaignID   string         `json:"campaign_id"`
 	UserID       string         `json:"user_id"`
 	Priority     int            `json:"priority,omitempty"`
+	TemplateID   string         `json:"template_id,omitempty"`    // the campaign's enabled one, where absent
 	UserRewardID string         `json:"user_reward_id,omitempty"` // of reward_earned
 	Milestone    int            `json:"milestone,omitempty"`      // of milestone
 	TemplateData map[string]any `json:"template_data,omitempty"`

@@ -77,6 +77,9 @@ func newWriter(ctx context.Context) (*kafka.Writer, error) {
 		if err != nil {
 			return nil, err
 		}
+		if aws.Region == "" {
+			return nil, errors.New("AWS_REGION is missing: KAFKA_AUTH=iam needs the cluster's region")
+		}
 		writer.Transport = &kafka.Transport{
 			TLS:  &tls.Config{MinVersion: tls.VersionTLS12},
 			SASL: aws_msk_iam_v2.NewMechanism(aws),

@@ -88,6 +88,16 @@ def test_a_service_in_go(
         "job.email.verification",
         "job.position.recalculate",
     ]
+    refused = subprocess.run(
+        [tmp_path / "publish", "-campaign", str(campaign[0]), "-user", str(user)],
+        env={"KAFKA_BROKERS": "127.0.0.1:1", "KAFKA_AUTH": "iam", "AWS_CONFIG_FILE": str(tmp_path / "none")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert refused.returncode == 1
+    assert "AWS_REGION is missing" in refused.stderr
     wait_until(lambda: got_mail(system, "go@example.org"), "the mail of the Go example is sent")
     position = "SELECT position FROM campaign_jobs.user_positions WHERE user_id = %s"
     wait_until(lambda: campaign[1].execute(position, [user]).fetchone() == (1,), "the position is written")
@@ -110,7 +120,7 @@ def test_kcat(system: LocalSystem, campaign: tuple[UUID, psycopg.Connection[Any]
 
 
 @pytest.fixture
-def service(system: LocalSystem, repository: Path, tmp_path: Path) -> Iterator[str]:
+def service(system: LocalSystem, repository: Path, tmp_path: Path) -> Iterator[tuple[str, ChildProcess]]:
     port = pick_port()
     process = ChildProcess(
         "FastAPI example",
@@ -123,7 +133,7 @@ def service(system: LocalSystem, repository: Path, tmp_path: Path) -> Iterator[s
     )
     with process:
         process.wait_until(lambda: answers(port), timeout_seconds=60)
-        yield f"http://{HOST}:{port}"
+        yield f"http://{HOST}:{port}", process
 
 
 def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -134,19 +144,24 @@ def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        return error.code, error.read().decode()
 
 
 def test_a_service_with_fastapi(
-    system: LocalSystem, campaign: tuple[UUID, psycopg.Connection[Any]], service: str
+    system: LocalSystem,
+    campaign: tuple[UUID, psycopg.Connection[Any]],
+    service: tuple[str, ChildProcess],
 ) -> None:
     campaign_id, connection = campaign
-    url = f"{service}/campaigns/{campaign_id}/signups"
+    url = f"{service[0]}/campaigns/{campaign_id}/signups"
     accepted = post(url, {"email": "fastapi@example.org", "first_name": "Ada"})
     assert accepted[0] == 202
     # Once more, nobody learns that the address is there, and nothing is asked for again.
     assert post(url, {"email": "fastapi@example.org"}) == accepted
     assert post(url, {"email": "not an address"})[0] == 422
+    for name in ("a\x00b", "a" * 101):
+        assert post(url, {"email": "other@example.org", "first_name": name})[0] == 422
+    assert post(f"{service[0]}/campaigns/{uuid4()}/signups", {"email": "other@example.org"})[0] == 404
     wait_until(lambda: got_mail(system, "fastapi@example.org"), "the mail of the FastAPI example is sent")
     users = connection.execute(
         "SELECT email, original_position FROM campaign_jobs.waitlist_users WHERE campaign_id = %s",
@@ -159,3 +174,32 @@ def test_a_service_with_fastapi(
         [str(campaign_id)],
     ).fetchone()
     assert events == (1,)
+
+
+FAILS_TO_COMMIT = """
+CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not committed'; END $$;
+CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON campaign_jobs.waitlist_users DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW WHEN (NEW.email = 'refused@example.org') EXECUTE FUNCTION public.refuse();
+"""
+
+
+def test_a_signup_in_fastapi_and_its_event_are_committed_together_or_not_at_all(
+    system: LocalSystem,
+    campaign: tuple[UUID, psycopg.Connection[Any]],
+    service: tuple[str, ChildProcess],
+) -> None:
+    campaign_id, connection = campaign
+    base_url, process = service
+    url = f"{base_url}/campaigns/{campaign_id}/signups"
+    connection.execute(FAILS_TO_COMMIT)
+    try:
+        assert post(url, {"email": "refused@example.org"})[0] == 500
+    finally:
+        connection.execute("DROP FUNCTION public.refuse CASCADE")
+    events = "SELECT count(*) FROM campaign_jobs.outbox WHERE event ->> 'campaign_id' = %s"
+    users = "SELECT count(*) FROM campaign_jobs.waitlist_users WHERE campaign_id = %s"
+    assert connection.execute(users, [campaign_id]).fetchone() == (0,)
+    assert connection.execute(events, [str(campaign_id)]).fetchone() == (0,)
+    assert post(url, {"email": "killed@example.org"})[0] == 202
+    process.kill()
+    wait_until(lambda: got_mail(system, "killed@example.org"), "the mail of the killed service is sent")
