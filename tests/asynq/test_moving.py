@@ -16,9 +16,12 @@ from campaign_jobs.errors import BrokersUnreachable, PublishError
 from campaign_jobs.producer import EventProducer, JobProducer
 from campaign_jobs.testing import RecordingProducer
 from campaign_jobs_cli.asynq.connecting import connected
+from campaign_jobs_cli.asynq.deciding import Kind
 from campaign_jobs_cli.asynq.errors import NotPaused, RedisTrouble, WorkersRunning
-from campaign_jobs_cli.asynq.mapping import TaskMapping
+from campaign_jobs_cli.asynq.mapping import INCLUDED, TaskMapping
 from campaign_jobs_cli.asynq.moving import Mover
+from campaign_jobs_cli.asynq.queues import AsynqRedis
+from campaign_jobs_cli.asynq.survey import take_survey
 from local.certificates import make_certificates
 from local.processes import HOST
 from tests.asynq.conftest import MakeMover
@@ -179,6 +182,32 @@ def test_a_scheduled_task_stays_until_it_is_due(old: OldWorld, mover: MakeMover,
     old.time_passes("high", HOUR)
     move(mover())
     assert ids_by_user(events.read()).keys() == {user_id(1)} and old.seen() == {}
+
+
+@pytest.mark.parametrize("put_off", [1e12, float("inf")])
+@pytest.mark.parametrize("state", ["scheduled", "retry"])
+def test_a_task_that_is_put_off_for_longer_than_a_calendar_waits_and_hinders_no_other(
+    old: OldWorld, mover: MakeMover, events: Topic, client: Any, put_off: float, state: str
+) -> None:
+    old.enqueue(verification(1, id="never", in_seconds=HOUR), verification(2))
+    client.zrem("asynq:{high}:scheduled", "never")
+    client.zadd(f"asynq:{{high}}:{state}", {"never": put_off})
+    client.hset("asynq:{high}:t:never", "state", state)
+    [waiting] = take_survey(AsynqRedis(client), ["high"], TaskMapping.load(INCLUDED)).of(Kind.WAITS)
+    assert waiting.last is not None and waiting.last.year == 9999
+    move(mover())
+    assert ids_by_user(events.read()).keys() == {user_id(2)}
+    assert client.zscore(f"asynq:{{high}}:{state}", "never") == put_off
+
+
+@pytest.mark.parametrize("since", ["", "yesterday", "-1", "9" * 30])
+def test_a_task_that_does_not_say_since_when_it_is_pending_is_moved(
+    old: OldWorld, mover: MakeMover, events: Topic, client: Any, since: str
+) -> None:
+    [task_id] = old.enqueue(verification(1))
+    client.hset(f"asynq:{{high}}:t:{task_id}", "pending_since", since)
+    move(mover())
+    assert ids_by_user(events.read()).keys() == {user_id(1)}
 
 
 def test_workers_that_go_on_running_take_nothing_of_a_paused_queue(

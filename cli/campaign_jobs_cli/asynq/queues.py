@@ -19,6 +19,8 @@ GRACE_SECONDS: Final = 30
 """After the end of a worker's lease, Asynq waits as long for clocks that differ (recoverer.go)."""
 LEASE_EXPIRED: Final = "asynq: task lease expired"
 """What Asynq's recoverer writes into the task of a worker that has died."""
+_LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
+"""Stands for all that is later, which a datetime cannot say in every time zone."""
 
 
 class State(StrEnum):
@@ -72,7 +74,8 @@ class Task:
     group: str | None
     """Set where Asynq merges it with others before it runs."""
     since: datetime | None
-    """Since when it is pending, or the time that its sorted set says: due, died, added to the group."""
+    """Since when it is pending, or the time that its sorted set says: due, died, added to the group. A producer may have
+    put it off for ever; then it is the year 9999."""
 
     @property
     def type(self) -> str:
@@ -236,7 +239,7 @@ def _task(
             message, problem = None, "its message says that it is another task"
     except UnreadableMessage as error:
         problem = str(error)
-    if pending_since is not None and state is State.PENDING:
+    if state is State.PENDING and pending_since is not None and pending_since.isdigit():
         score = int(pending_since) / 1e9
     return Task(
         queue=queue,
@@ -247,5 +250,10 @@ def _task(
         problem=problem,
         token=None if token is None else token.decode(),
         group=None if not group else group.decode(errors="replace"),
-        since=None if score is None else datetime.fromtimestamp(score, UTC),
+        since=None if score is None else _moment(score),
     )
+
+
+def _moment(seconds: float) -> datetime:
+    """Any number that a sorted set may hold, as a time between 1970 and 9999."""
+    return datetime.fromtimestamp(min(max(seconds, 0.0), _LAST.timestamp()), UTC)
