@@ -165,11 +165,36 @@ def test_following_ends_in_order(
         wait_until(lambda: old.client.get("asynq:{high}:processed") == b"1")
         old.enqueue(verification(2))
         wait_until(lambda: old.client.get("asynq:{high}:processed") == b"2")
+        old.enqueue(verification(3, queue="new"))
+        wait_until(lambda: old.client.get("asynq:{new}:processed") == b"1")
         following.send_signal(number)
         result, notes = following.communicate(timeout=60)
     assert following.returncode == DONE, notes
-    assert json.loads(result)["moved"][0]["count"] == 2
-    assert len(ids_by_user(events.read())) == 2
+    assert {row["queue"]: row["count"] for row in json.loads(result)["moved"]} == {"high": 2, "new": 1}
+    assert "every queue that is new" in notes and "Queue new is new" in notes
+    assert len(ids_by_user(events.read())) == 3
+
+
+def test_following_named_queues_leaves_others_alone(old: OldWorld, asynq: CommandLine) -> None:
+    old.enqueue(verification(1))
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "campaign_jobs_cli", "asynq", "move", "--follow", "--yes"),
+            *("--queue", "high", *asynq.common),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as following:
+        wait_until(lambda: old.client.get("asynq:{high}:processed") == b"1")
+        old.enqueue(verification(2, queue="new"))
+        for processed in (b"2", b"3"):
+            old.enqueue(verification(3))
+            wait_until(lambda processed=processed: old.client.get("asynq:{high}:processed") == processed)
+        following.send_signal(signal.SIGTERM)
+        _, notes = following.communicate(timeout=60)
+    assert "new" not in notes
+    assert not old.info("new")["Paused"] and old.info("new")["Pending"] == 1
 
 
 def test_resume_gives_the_queues_back_but_not_with_tasks_that_may_have_been_moved(

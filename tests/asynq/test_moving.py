@@ -175,6 +175,40 @@ def test_it_follows_what_old_producers_write_and_what_becomes_due_and_no_sooner(
     assert old.seen() == {}
 
 
+def test_it_takes_on_a_queue_that_is_new_once_no_worker_is_at_it(
+    old: OldWorld, mover: MakeMover, events: Topic
+) -> None:
+    new: list[str] = []
+    following = mover(on_new_queue=new.append)
+    following.prepare(wait_seconds=0)
+    with old.working("hang", "low") as worker:
+        old.enqueue(verification(1, queue="low"))
+        worker.wait_until_begun(1)
+        old.enqueue(verification(2, queue="low", in_seconds=1))
+        thread = threading.Thread(target=following.follow)
+
+        def wait_for_moved(tasks: int) -> None:
+            wait_until(lambda: following.totals.moved.total() == tasks or not thread.is_alive())
+
+        thread.start()
+        try:
+            for user in (3, 4):
+                # Each within a pass of its own, which would have found a worker at work.
+                old.enqueue(verification(user))
+                wait_for_moved(user - 2)
+            assert new == ["low"] and old.info("low")["Paused"] and thread.is_alive()
+            assert "low" not in following.queues and worker.begun == worker.begun[:1]
+            worker.kill()
+            old.client.delete("asynq:servers")  # It reports no more.
+            old.time_passes("low", 2 * MINUTE)
+            wait_for_moved(4)
+        finally:
+            following.stop()
+            thread.join()
+    assert new == ["low"] and old.seen() == {}
+    assert ids_by_user(events.read()).keys() == {user_id(user) for user in range(1, 5)}
+
+
 def test_a_scheduled_task_stays_until_it_is_due(old: OldWorld, mover: MakeMover, events: Topic) -> None:
     old.enqueue(verification(1, id="later", in_seconds=HOUR))
     move(mover())

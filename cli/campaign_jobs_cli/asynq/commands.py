@@ -109,7 +109,7 @@ def move(  # noqa: PLR0917 - its options
             output.note("Nothing can be moved now, so nothing was changed.")
             _report(output, Totals(), survey)
             return
-        _show_plan(current, survey, follow=follow)
+        _show_plan(current, survey, follow=follow, new_queues=follow and not queue)
         output.confirm("Do it?", yes=yes)
         with output.progress("Moving tasks", survey.count(Kind.MOVES, Kind.DROPS)) as advance:
             shown = 0
@@ -119,14 +119,26 @@ def move(  # noqa: PLR0917 - its options
                 advance(totals.settled - shown)
                 shown = totals.settled
 
-            mover = Mover(client, producer, rules, queues, on_progress=show)
+            def tell(name: str) -> None:
+                output.note(
+                    f"Queue {name} is new: paused, and moved as well once old workers are at work on none of it."
+                )
+
+            mover = Mover(
+                client,
+                producer,
+                rules,
+                queues,
+                on_progress=show,
+                on_new_queue=tell if follow and not queue else None,
+            )
             try:
                 with _stopping_by_signal(mover):
                     mover.prepare(wait_seconds=wait)
                     (mover.follow if follow else mover.run)()
             finally:
                 output.note(f"{mover.totals.moved.total()} moved, {mover.totals.dropped.total()} dropped.")
-        _report(output, mover.totals, _survey(output, asynq, queues, rules))
+        _report(output, mover.totals, _survey(output, asynq, mover.queues, rules))
 
 
 @app.command()
@@ -196,11 +208,12 @@ def _stopping_by_signal(mover: Mover) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show_plan(current: Session, survey: Survey, *, follow: bool) -> None:
+def _show_plan(current: Session, survey: Survey, *, follow: bool, new_queues: bool) -> None:
     # A plan is for whoever is asked, and no part of the result.
     notes = Output(Format.TABLE, results=current.output.notes, notes=current.output.notes)
     notes.rows([_as_shown(group) for group in survey.groups], columns=_TASK_COLUMNS, title="Tasks")
-    queues = ", ".join(state.name for state in survey.queues)
+    named = [state.name for state in survey.queues]
+    queues = ", ".join([*named, "every queue that is new"] if new_queues else named)
     notes.note(
         f"{_in_short(survey)}\nA move pauses {queues}, and they stay paused: old workers take nothing from them any "
         "more. It waits until those have ended what they are at, and publishes to "

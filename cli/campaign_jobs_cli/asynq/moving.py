@@ -56,16 +56,22 @@ class Mover:
         lease_seconds: int = LEASE_SECONDS,
         batch: int = BATCH,
         on_progress: Callable[[Totals], None] = lambda _: None,
+        on_new_queue: Callable[[str], None] | None = None,
     ) -> None:
+        """With `on_new_queue`, which is told the name, `follow` takes on queues that come into being later."""
         self.totals = Totals()
         self._redis = AsynqRedis(client)
         self._holder = Holder(client, lease_seconds=lease_seconds)
         self._producer = producer
         self._mapping = mapping
-        self._queues = list(queues)
+        self.queues = list(queues)
+        """Those that are moved; `follow` may add to them."""
+        self._new: list[str] = []
+        """Paused, but old workers may still be at work on them."""
         self._extend_every = lease_seconds / 6
         self._batch = batch
         self._on_progress = on_progress
+        self._on_new_queue = on_new_queue
         self._stopping = threading.Event()
         self._served: set[str] = set()
         """The queues that have a server of Asynq's, which takes back what its workers have left."""
@@ -81,7 +87,7 @@ class Mover:
         Raises PublishError where Kafka does not answer; nothing has been changed then.
         """
         self._producer.publish([])
-        for queue in self._queues:
+        for queue in self.queues:
             self._redis.pause(queue)
         waited = 0.0
         self._look_for_servers()
@@ -115,6 +121,7 @@ class Mover:
         search_at = time.monotonic()
         while not self._stopping.is_set():
             before, started = self.totals.settled, time.monotonic()
+            self._take_on_new_queues()
             self._pass(searching=started >= search_at)
             if started >= search_at:
                 search_at = started + SEARCH_AGAIN_SECONDS
@@ -122,15 +129,30 @@ class Mover:
                 # Where much stays, looking through it takes half of the time at most.
                 self._stopping.wait(max(LOOK_AGAIN_SECONDS, time.monotonic() - started))
 
+    def _take_on_new_queues(self) -> None:
+        """A producer may write to a queue that nobody has written to before. It is moved once no worker is at it."""
+        if self._on_new_queue is None:
+            return
+        for queue in self._redis.queues():
+            if queue not in self.queues and queue not in self._new:
+                self._redis.pause(queue)
+                self._new.append(queue)
+                self._on_new_queue(queue)
+        if self._new:
+            self._look_for_servers()
+        for queue in [queue for queue in self._new if not self._running(queue)]:
+            self._new.remove(queue)
+            self.queues.append(queue)
+
     def _pass(self, *, searching: bool) -> None:
         """Go through all queues once, a batch of each in turn, so that none waits for a long one.
 
         `searching` looks for what Asynq has taken from a stopped move as well.
         """
         self._look_for_servers()
-        for queue in self._queues:
+        for queue in self.queues:
             self._check(queue)
-        walks = {queue: self._walk(queue, searching=searching) for queue in self._queues}
+        walks = {queue: self._walk(queue, searching=searching) for queue in self.queues}
         left: dict[str, int | None] = dict.fromkeys(walks)
         while left and not self._stopping.is_set():
             for queue, settled in list(left.items()):
@@ -142,8 +164,7 @@ class Mover:
                 left[queue] = self._settle(queue, wanted) if wanted else 0
 
     def _look_for_servers(self) -> None:
-        servers = self._redis.servers()
-        self._served = {queue for queue in self._queues if any(queue in server.queues for server in servers)}
+        self._served = {queue for server in self._redis.servers() for queue in server.queues}
 
     def _check(self, queue: str) -> None:
         """What `prepare` has brought about must hold. (Whether it is paused, each taking asks again.)"""
@@ -248,14 +269,14 @@ class Mover:
     def _running(self, *queues: str) -> list[tuple[Task, str | None]]:
         return [
             (task, decided.why)
-            for queue in queues or self._queues
+            for queue in queues or self.queues
             for task, decided in self._active(queue)
             if decided.kind is Kind.RUNS
         ]
 
     def _anything_held(self) -> bool:
         """Whether another move has tasks, or one that was stopped had them a moment ago."""
-        return any(decided.kind is Kind.HELD for queue in self._queues for _, decided in self._active(queue))
+        return any(decided.kind is Kind.HELD for queue in self.queues for _, decided in self._active(queue))
 
 
 def _listed(running: Sequence[tuple[Task, str | None]]) -> str:

@@ -74,8 +74,8 @@ class Task:
     group: str | None
     """Set where Asynq merges it with others before it runs."""
     since: datetime | None
-    """Since when it is pending, or the time that its sorted set says: due, died, added to the group. A producer may have
-    put it off for ever; then it is the year 9999."""
+    """Since when it is pending, or the time that its sorted set says: due, died, added to the group. For ever is the
+    year 9999."""
 
     @property
     def type(self) -> str:
