@@ -99,8 +99,13 @@ def test_an_event_s_id_is_the_enqueuing_s_and_not_the_task_s(old: OldWorld, clie
         taken.asked_at for taken in first.held.values()
     ]
     Holder(client).finish(again, ["a"])
-    old.enqueue(verification(1, id="a"))
-    assert event_ids(take(client)).isdisjoint(event_ids(first))
+    old.enqueue(verification(1, id="a", retention_seconds=HOUR))
+    second = take(client)
+    assert event_ids(second).isdisjoint(event_ids(first))
+    Holder(client).finish(second, ["a"])
+    # A completed task that an operator runs once more.
+    old.run_now("high", "a")
+    assert len(event_ids(take(client)) - event_ids(second)) == 1
 
 
 def test_a_token_stays_as_long_as_an_event_may_have_been_published(old: OldWorld, client: Any) -> None:

@@ -133,6 +133,8 @@ for i = 5, #ARGV, 4 do
         else
             redis.call("ZADD", completed, expires, id)
             redis.call("HSET", key, "msg", message, "state", "completed")
+            -- Whoever runs it again with Asynq's tools wants it done again.
+            redis.call("HDEL", key, "{TOKEN_FIELD}")
         end
         if unique ~= "" and redis.call("GET", unique) == id then
             redis.call("DEL", unique)
