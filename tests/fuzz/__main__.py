@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     guided = importlib.util.find_spec("atheris") is not None
     print("guided by coverage (Atheris)" if guided else "no Atheris for this Python: Hypothesis, unguided")
-    print(f"{'target':12} {'seconds':>8} {'executions':>12} {'edges':>8} {'findings':>9}")
+    print(f"{'target':14} {'seconds':>8} {'executions':>12} {'edges':>8} {'findings':>9}")
     failed = False
     for name in options.target or NAMES:
         started = time.monotonic()
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = time.monotonic() - started
         edges = "-" if result.edges is None else str(result.edges)
         print(
-            f"{name:12} {seconds:8.0f} {result.executions:12,} {edges:>8} {len(result.findings):9}",
+            f"{name:14} {seconds:8.0f} {result.executions:12,} {edges:>8} {len(result.findings):9}",
             flush=True,
         )
         for path in result.findings:

@@ -6,7 +6,9 @@ import sys
 import atheris
 
 # Only what is imported in this block counts as coverage; its imports are the package's parsers.
-with atheris.instrument_imports(include=["campaign_jobs", "json.decoder", "http.client", "urllib.parse"]):
+with atheris.instrument_imports(
+    include=["campaign_jobs", "campaign_jobs_cli", "json.decoder", "http.client", "urllib.parse"]
+):
     from tests.fuzz.targets import load, size_limit
 
     target = load(sys.argv[1])

@@ -19,6 +19,7 @@ NAMES: Final = (
     "settings",
     "backfills",
     "tokens",
+    "asynq_messages",
 )
 CORPUS: Final = Path(__file__).resolve().parent.parent / "corpus"
 
