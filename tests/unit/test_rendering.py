@@ -586,3 +586,11 @@ def test_a_persons_address_is_in_no_message(source):
     # Messages go to logs and dead letters.
     message = problem(template(html=source), data={"a": "ada@private.example"})
     assert "private" not in message
+
+
+@pytest.mark.parametrize("key", ["data.a", "data.a|title", "user_first_name"])
+def test_a_persons_name_is_in_no_message(key):
+    message = problem(template(html="{{ data[" + key + "].x }}"), data={"a": "Ada"}, user_first_name="Ada")
+    assert "html, line 1: there is no such key in a value of type mapping" in message and "Ada" not in message
+    # A name that the template itself says is said again.
+    assert "there is no 'first_name'" in problem(template(html="{{ data.first_name.x }}"), data={"a": "Ada"})

@@ -16,7 +16,6 @@ and before that the source's length, its nodes and their depth. Not bounded is t
 compare two texts as long as those of the context, which the event's own limit bounds.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -148,9 +147,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, LoopContext) and attribute in _LOOP_VALUES:
             return getattr(obj, attribute)
-        return self.getitem(obj, attribute)
+        return self._value_of(obj, attribute, shown=repr(attribute))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        # The key may be computed, perhaps from a person's name, and is not repeated.
+        return self._value_of(obj, argument, shown="such key")
+
+    def _value_of(self, obj: Any, argument: Any, *, shown: str) -> Any:
         if isinstance(obj, Undefined):
             obj._fail_with_undefined_error()
         if isinstance(obj, (Mapping, str, tuple, list)):
@@ -158,8 +161,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return obj[argument]
             except (LookupError, TypeError):
                 pass
-        # A key that is no plain name was computed, perhaps from a person's address, and is not repeated.
-        shown = repr(argument) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(argument)) else "such key"
         return self.undefined(
             f"there is no {shown} in a value of type {type_name(obj)}",
             obj=obj,
