@@ -18,7 +18,15 @@ from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.store import release_parked
 from campaign_jobs.email.tags import message_tag
 from campaign_jobs.erasing import Erasure, UnknownUser, erase
-from campaign_jobs.events import EmailEvent
+from campaign_jobs.events import (
+    EmailEvent,
+    EmailJobPayload,
+    Payload,
+    PositionRecalcJobPayload,
+    RewardDeliveryJobPayload,
+    as_json,
+    new_event,
+)
 from campaign_jobs.fraud import cases
 from campaign_jobs.fraud.job import FraudJob
 from campaign_jobs.position.run import recalculate
@@ -170,6 +178,66 @@ def test_everything_goes_and_a_dry_run_says_what(
     FraudJob(database).run({})
     assert traces(connection) == []
     assert signals(connection) == []
+
+
+@pytest.mark.parametrize("key", ["the person", "the person in capitals", "the campaign"])
+def test_whatever_a_service_has_put_into_its_events_goes(
+    database: Database, campaign: MailCampaign, connection: Connection, key: str
+) -> None:
+    person, other = campaign.add_user(), campaign.add_user()
+    keys = {"the person": str(person), "the person in capitals": str(person).upper()}
+    for user in (person, other):
+        event = campaign.event("welcome", user, template_data={"name": "Confidential"}, email=ADDRESS)
+        connection.execute(
+            "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event) VALUES (%s, %s, %s)",
+            (
+                event["id"],
+                keys.get(key, str(campaign.id)) if user == person else str(user),
+                json.dumps({**event, "trace": {"who": "Confidential"}}),
+            ),
+        )
+    assert erase(database, person).outbox_events == 1
+    (left,) = traces(connection)
+    assert left.startswith("outbox") and str(other) in left
+    assert erase(database, person).is_nothing
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        EmailJobPayload(
+            type="milestone", campaign_id=UUID(int=1), user_id=UUID(int=2), milestone=3, priority=1
+        ),
+        PositionRecalcJobPayload(campaign_id=UUID(int=1), points_per_referral=5),
+        RewardDeliveryJobPayload(user_reward_id=UUID(int=3)),
+    ],
+    ids=["mail", "recalculation", "reward"],
+)
+def test_an_event_asks_for_the_same_job_as_before(
+    database: Database, campaign: MailCampaign, connection: Connection, payload: Payload
+) -> None:
+    person, event = campaign.add_user(), new_event(payload)
+    connection.execute(
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event) VALUES (%s, %s, %s)",
+        (event.id, person, json.dumps({**as_json(event), "who": "Confidential"})),
+    )
+    assert erase(database, person).outbox_events == 1
+    row = connection.execute("SELECT event FROM campaign_jobs.outbox").fetchone()
+    assert row == (as_json(event),)
+
+
+@pytest.mark.parametrize("event", [{}, {"data": None}, {"data": ["Confidential"]}, {"name": "Confidential"}])
+def test_what_is_no_event_is_emptied_as_well(
+    database: Database, campaign: MailCampaign, connection: Connection, event: dict[str, Any]
+) -> None:
+    person = campaign.add_user()
+    connection.execute(
+        "INSERT INTO campaign_jobs.outbox (event_id, partition_key, event) VALUES ('an event', %s, %s)",
+        (person, json.dumps(event)),
+    )
+    erase(database, person)
+    assert traces(connection) == []
+    assert erase(database, person).is_nothing
 
 
 def test_somebody_who_is_not_there_is_an_error(database: Database) -> None:

@@ -12,6 +12,12 @@ from uuid import UUID
 from campaign_jobs.database.batches import repeat_on_conflict
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.errors import CampaignJobsError
+from campaign_jobs.events import (
+    EmailEvent,
+    EmailJobPayload,
+    PositionRecalcJobPayload,
+    RewardDeliveryJobPayload,
+)
 
 ERASED: Final = "erased"
 
@@ -97,11 +103,33 @@ SELECT campaign_jobs.erased_address(%(email)s), reason, created_at FROM plain
 ON CONFLICT (address) DO UPDATE SET reason = greatest(hidden.reason, EXCLUDED.reason)
 """
 
-# The event stays, there is nothing of the person in its ids. Last, so that what was parked and is published meanwhile
-# is found. There is no index to find it by, which each event would have to pay for: a million rows take half a second.
+_READ: Final = {
+    name
+    for payload in (EmailJobPayload, PositionRecalcJobPayload, RewardDeliveryJobPayload)
+    for name in payload.model_fields
+} - {"template_data"}
+
+# The event stays, with what a job reads and without all else that a service has put in; there is nothing of the person
+# in its ids. A service may have chosen another key than the user's. Last, so that what was parked and is published
+# meanwhile is found. There is no index to find it by, which each event would have to pay for: a million rows take a
+# second.
 _EMPTY_OUTBOX: Final = """
-UPDATE campaign_jobs.outbox SET event = event #- '{data,template_data}'
-WHERE partition_key = %(user_id)s::text AND event #> '{data,template_data}' IS NOT NULL
+WITH theirs AS (
+    SELECT id, event, coalesce((
+        SELECT jsonb_object_agg(part.name, CASE part.name WHEN 'data' THEN coalesce((
+            SELECT jsonb_object_agg(field.name, field.content)
+            FROM jsonb_each(CASE jsonb_typeof(part.content) WHEN 'object' THEN part.content END)
+                AS field (name, content)
+            WHERE field.name = ANY (%(fields)s)
+        ), '{}') ELSE part.content END)
+        FROM jsonb_each(event) AS part (name, content)
+        WHERE part.name = ANY (%(envelope)s)
+    ), '{}') AS bare
+    FROM campaign_jobs.outbox
+    WHERE partition_key = %(user_id)s::text OR lower(event #>> '{data,user_id}') = %(user_id)s::text
+)
+UPDATE campaign_jobs.outbox SET event = theirs.bare
+FROM theirs WHERE outbox.id = theirs.id AND theirs.event <> theirs.bare
 """
 
 
@@ -120,8 +148,9 @@ class Erasure:
     signals: int = 0
     dismissals: int = 0
     parked_mails: int = 0
-    """What the producer gave for the template; also of events in the outbox."""
+    """What the producer gave for the template."""
     outbox_events: int = 0
+    """The same, and whatever else a service has put into its event that no job reads."""
     rewards: int = 0
     """What the person receives: codes, links."""
     suppressions: int = 0
@@ -147,7 +176,12 @@ def erase(database: Database, user_id: UUID, *, dry_run: bool = False) -> Erasur
 
 
 def _erase(connection: Connection, user_id: UUID) -> Erasure:
-    parameters: dict[str, Any] = {"user_id": user_id, "erased": ERASED}
+    parameters: dict[str, Any] = {
+        "user_id": user_id,
+        "erased": ERASED,
+        "envelope": list(EmailEvent.model_fields),
+        "fields": sorted(_READ),
+    }
 
     def rows(statement: str) -> int:
         return connection.execute(statement.encode(), parameters).rowcount
