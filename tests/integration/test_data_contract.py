@@ -17,9 +17,11 @@ from campaign_jobs import outbox
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.events import RewardDeliveryJobPayload
 from campaign_jobs.fraud.decisions import PRESETS, Policy, read_policy
+from campaign_jobs.retention import TABLES
 from campaign_jobs.reward.decisions import UserReward
 from campaign_jobs.reward.webhooks.message import body_of
 from campaign_jobs.reward.webhooks.signing import signed_headers
+from campaign_jobs.settings import RetentionSettings
 
 SECRET = "whsec_" + "A" * 40
 JOBS = {"email", "position", "reward", "unroutable", "analytics", "fraud", "relay", "feedback", "unsubscribe"}
@@ -99,6 +101,19 @@ def test_every_column_is_documented_and_no_other(
 ) -> None:
     documented = {(table, column) for table, columns in tables.items() for column in columns}
     assert documented == pairs(connection, COLUMNS)
+
+
+def test_every_table_says_how_long_its_rows_are_kept(connection: Connection, document: str) -> None:
+    """A table that is added grows for ever until somebody has thought of it."""
+    section = document.partition("\n## How long things are kept\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \| [^|]+ \| ([^|]+) \| [^|]*\|$", section, re.MULTILINE)
+    kept = {
+        table: set(re.findall(r"`([A-Z_]+)`", goes)) for tables, goes in rows for table in tables.split(", ")
+    }
+    assert sorted(kept) == sorted({f"`{table}`" for table, _ in pairs(connection, COLUMNS)})
+    by_setting = {table.strip("`"): settings for table, settings in kept.items() if settings}
+    assert by_setting == {item.table: {item.setting.upper()} for item in TABLES}
+    assert {item.setting.upper() for item in TABLES} == set(RetentionSettings.environment_names())
 
 
 def test_every_writer_is_one_that_the_document_explains(
