@@ -20,7 +20,7 @@ from campaign_jobs_cli.asynq.deciding import Kind
 from campaign_jobs_cli.asynq.errors import NotPaused, RedisTrouble, WorkersRunning
 from campaign_jobs_cli.asynq.mapping import INCLUDED, TaskMapping
 from campaign_jobs_cli.asynq.moving import Mover
-from campaign_jobs_cli.asynq.queues import AsynqRedis
+from campaign_jobs_cli.asynq.queues import AsynqRedis, State
 from campaign_jobs_cli.asynq.survey import take_survey
 from local.certificates import make_certificates
 from local.processes import HOST
@@ -242,6 +242,23 @@ def test_a_task_that_does_not_say_since_when_it_is_pending_is_moved(
     client.hset(f"asynq:{{high}}:t:{task_id}", "pending_since", since)
     move(mover())
     assert ids_by_user(events.read()).keys() == {user_id(1)}
+
+
+def test_tasks_are_read_by_their_time(client: Any) -> None:
+    scores = {"a": 10, "b": 20, "c": 20.5, "d": 30}
+    client.zadd("asynq:{high}:retry", scores)
+
+    def read(skipped: int, most: int, **borders: float) -> str:
+        moments = {name: datetime.fromtimestamp(seconds, UTC) for name, seconds in borders.items()}
+        found = AsynqRedis(client).by_time("high", State.RETRY, skipped, most, **moments)
+        assert [task.since.timestamp() for task in found if task.since] == [scores[task.id] for task in found]
+        return "".join(task.id for task in found)
+
+    assert [read(0, 9), read(0, 2), read(2, 9), read(4, 9)] == ["abcd", "ab", "cd", ""]
+    assert [read(0, 9, until=20), read(0, 1, until=20), read(1, 9, until=20)] == ["ab", "a", "b"]
+    assert [read(2, 9, until=20), read(5, 9, until=20), read(0, 9, until=5)] == ["", "", ""]
+    assert [read(0, 9, after=20), read(0, 1, after=20), read(1, 9, after=20)] == ["cd", "c", "d"]
+    assert [read(2, 9, after=20), read(0, 9, after=30), read(0, 9, after=5)] == ["", "", "abcd"]
 
 
 def test_workers_that_go_on_running_take_nothing_of_a_paused_queue(

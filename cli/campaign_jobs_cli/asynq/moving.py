@@ -183,18 +183,27 @@ class Mover:
         redis, now = self._redis, self._redis.now(queue)
         yield self._wanted(self._active(queue))
 
-        def walk(read: Callable[[int, int], list[Task]]) -> Generator[Wanted, int, None]:
+        def walk(
+            read: Callable[[int, int], list[Task]], *, interrupted: bool = False
+        ) -> Generator[Wanted, int, None]:
             skipped = 0
             while page := read(skipped, self._batch):
-                gone = yield self._wanted([(task, fate(task, self._mapping, now)) for task in page])
+                gone = yield self._wanted(
+                    [
+                        (task, fate(task, self._mapping, now))
+                        for task in page
+                        if task.interrupted or not interrupted
+                    ]
+                )
                 skipped += len(page) - gone
 
         yield from walk(partial(redis.by_time, queue, State.SCHEDULED, until=now))
         yield from walk(partial(redis.by_time, queue, State.RETRY, until=now))
         yield from walk(partial(redis.pending, queue))
         if searching:
-            yield from walk(partial(redis.by_time, queue, State.RETRY, after=now))
-            yield from walk(partial(redis.by_time, queue, State.ARCHIVED))
+            # Of these nothing else is moved, and there may be many.
+            yield from walk(partial(redis.by_time, queue, State.RETRY, after=now), interrupted=True)
+            yield from walk(partial(redis.by_time, queue, State.ARCHIVED), interrupted=True)
 
     @staticmethod
     def _wanted(decided: Sequence[tuple[Task, Fate]]) -> Wanted:

@@ -167,13 +167,18 @@ class AsynqRedis:
         until: datetime | None = None,
         after: datetime | None = None,
     ) -> list[Task]:
-        """Tasks of a sorted set by its time, behind the first `skipped`: up to a time, or those after it."""
-        low = "-inf" if after is None else f"({after.timestamp()}"
-        high = "+inf" if until is None else until.timestamp()
+        """Tasks of a sorted set by its time, behind the first `skipped`: up to a time, or those after it.
+
+        What comes and goes meanwhile may move one over that border.
+        """
+        key = Keys(queue).of(state)
         with explained(f"reading {state} tasks"):
-            found = self.client.zrangebyscore(
-                Keys(queue).of(state), low, high, start=skipped, num=most, withscores=True
-            )
+            # By rank, because Redis counts what a range of scores skips one by one.
+            first = skipped + (0 if after is None else self.client.zcount(key, "-inf", after.timestamp()))
+            end = first + most
+            if until is not None:
+                end = min(end, self.client.zcount(key, "-inf", until.timestamp()))
+            found = self.client.zrange(key, first, end - 1, withscores=True) if first < end else []
         return self.tasks(queue, state, [(task_id, score) for task_id, score in found])
 
     def aggregating(self, queue: str) -> list[Task]:
