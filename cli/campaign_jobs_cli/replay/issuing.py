@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from campaign_jobs import catalog
-from campaign_jobs.events import Event, PositionEvent
+from campaign_jobs.events import Event
 from campaign_jobs_cli.records import Understood
 
 
@@ -31,31 +31,16 @@ class Issue:
         return event.model_copy(update={"id": self._new_id(event)}) if self.again else event
 
     def value(self, each: Understood) -> bytes | None:
-        """The record's value; None where what is put into it makes it too long."""
-        assert each.event is not None
-        changes: dict[str, Any] = {"id": self._new_id(each.event)} if self.again else {}
-        if _goes_by_the_record_s_time(each.event):
-            changes["timestamp"] = each.record.at.isoformat()
-        if not changes:
+        """The record's value; None where a new id makes it too long."""
+        if not self.again:
             return each.record.value
-        value = _encoded({**(each.decoded or {}), **changes})
+        assert each.event is not None
+        value = _encoded({**(each.decoded or {}), "id": self._new_id(each.event)})
         return value if len(value) <= catalog.MAX_VALUE_BYTES else None
 
     def _new_id(self, event: Event) -> str:
         # From the old one and the replay, so that a replay that is resumed repeats its ids.
         return str(uuid5(self._replay_id, event.id))
-
-
-def _goes_by_the_record_s_time(event: Event) -> bool:
-    """Whether the time of its new record would let the event win over what was asked for since.
-
-    The latest request decides a campaign's points, and one without a timestamp is as old as its record.
-    """
-    return (
-        isinstance(event, PositionEvent)
-        and event.data.points_per_referral > 0
-        and "timestamp" not in event.model_fields_set
-    )
 
 
 def _encoded(event: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ from campaign_jobs_cli.times import Edge
 LIVE: timedelta = timedelta(hours=1)
 """Over which the rate of the topic is taken."""
 
-_TOO_LONG = Verdict(Fate.FAILS, "with its new id or its time it would be too long, so it is left out")
+_TOO_LONG = Verdict(Fate.FAILS, "with its new id it would be too long, so it is left out")
 
 
 @dataclass

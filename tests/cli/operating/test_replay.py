@@ -23,7 +23,6 @@ from campaign_jobs.events import read_object
 from campaign_jobs.producer import JobProducer, Message
 from campaign_jobs.relay.heartbeats import heartbeat
 from campaign_jobs_cli.errors import ExitCode
-from campaign_jobs_cli.records import understand
 from campaign_jobs_cli.replay import state as states
 from campaign_jobs_cli.targets import Target
 from tests.cli.operating.conftest import Type
@@ -54,40 +53,6 @@ def test_the_same_bytes_and_keys_are_published_and_nothing_of_the_replay_itself(
     assert ids(target)["plain"] == 2
     assert len(topic(target)) == 5
     assert states.load(Path(ran.json["state_file"])).left() == []
-
-
-@pytest.mark.parametrize("again", [[], ["--again"]], ids=["", "again"])
-@pytest.mark.parametrize("timestamp", [{"timestamp": None}, {}], ids=["null", "absent"])
-def test_points_that_were_asked_for_at_no_said_time_do_not_win_over_later_ones(
-    type_: Type,
-    publish: Publish,
-    campaign: MailCampaign,
-    target: Target,
-    again: list[str],
-    timestamp: dict[str, None],
-) -> None:
-    def asks(event_id: str, **data: int) -> bytes:
-        payload = {"campaign_id": str(campaign.id), **data}
-        event = {"id": event_id, "type": "job.position.recalculate", "data": payload, "more": 1}
-        return json.dumps({**event, **timestamp}).encode()
-
-    publish([("k", asks("points", points_per_referral=5))])
-    publish([("k", asks("none", points_per_referral=0))])
-    (asked_at,) = [at for id_, at in asked_ats(target) if id_ == "points"]
-    ran = type_("replay", "--from", "beginning", "--yes", *again, "--output", "json")
-    assert ran.json["published"] == 2, ran.err
-    new = str(uuid.uuid5(UUID(ran.json["replay_id"]), "points")) if again else "points"
-    assert [at for id_, at in asked_ats(target) if id_ in ("points", new)] == [asked_at, asked_at]
-    # What asks for no points is only what it was.
-    assert (
-        again or Counter(record.value for record in topic(target))[asks("none", points_per_referral=0)] == 2
-    )
-
-
-def asked_ats(target: Target) -> list[tuple[str, datetime]]:
-    """Each event's id, and the time by which its job orders it."""
-    found = [understand(record).event for record in topic(target)]
-    return [(event.id, event.timestamp) for event in found if event is not None]
 
 
 def test_only_what_is_selected_and_within_the_range_is_published(
