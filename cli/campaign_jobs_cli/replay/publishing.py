@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+from campaign_jobs.events import Event
 from campaign_jobs.producer import JobProducer, Message
 from campaign_jobs_cli import kafka, records
 from campaign_jobs_cli.output import Advance
@@ -16,8 +18,10 @@ from campaign_jobs_cli.targets import Target
 
 _MOST_AT_ONCE = 500
 
-Step = tuple[list[Message], dict[int, int]]
-"""What to publish together, and the next offsets once that is acknowledged."""
+Step = tuple[list[Message], list[int], dict[int, int]]
+"""What to publish together and with which times, and the next offsets once that is acknowledged."""
+
+_NOW = 0
 
 
 def publish(target: Target, state: State, file: Path, advance: Advance) -> int:
@@ -30,9 +34,9 @@ def publish(target: Target, state: State, file: Path, advance: Advance) -> int:
     published, started = 0, time.monotonic()
     with kafka.consumer(target) as client, JobProducer.from_settings(target.kafka) as producer:
         for batch in records.read(target, client, state.left()):
-            for messages, next_offsets in _steps(batch, state, issue, owners, at_once):
+            for messages, times, next_offsets in _steps(batch, state, issue, owners, at_once):
                 if messages:
-                    producer.publish(messages)
+                    producer.republish(messages, times)
                 state.next_offsets |= next_offsets
                 state.published += len(messages)
                 state.save(file)
@@ -51,6 +55,7 @@ def _steps(
     understood = [records.understand(record) for record in batch]
     wanted = {each.record.place: each for each, _ in chosen(understood, state.selection, owners)}
     messages: list[Message] = []
+    times: list[int] = []
     next_offsets: dict[int, int] = {}
     for each in understood:
         record = each.record
@@ -58,9 +63,20 @@ def _steps(
             value = issue.value(each)
             if value is not None:
                 messages.append((record.key, value))
+                times.append(_time(record, each.event))
         next_offsets[record.partition] = record.offset + 1
         if len(messages) == at_once:
-            yield messages, next_offsets
-            messages, next_offsets = [], {}
+            yield messages, times, next_offsets
+            messages, times, next_offsets = [], [], {}
     if next_offsets:
-        yield messages, next_offsets
+        yield messages, times, next_offsets
+
+
+def _time(record: Record, event: Event) -> int:
+    """The new record's time: now, but for an event that leaves it to its record to say when it was asked for.
+
+    Were that now, too, an old recalculation would override the points of a younger one.
+    """
+    if "timestamp" in event.model_fields_set or record.at > datetime.now(UTC):
+        return _NOW
+    return round(record.at.timestamp() * 1000)

@@ -55,6 +55,21 @@ def test_the_same_bytes_and_keys_are_published_and_nothing_of_the_replay_itself(
     assert states.load(Path(ran.json["state_file"])).left() == []
 
 
+def test_an_event_without_a_timestamp_stays_as_old_as_it_is(
+    type_: Type, publish: Publish, campaign: MailCampaign, target: Target
+) -> None:
+    def points(event_id: str, points: int, **more: str) -> bytes:
+        data = {"campaign_id": str(campaign.id), "points_per_referral": points}
+        return json.dumps({"id": event_id, "type": "job.position.recalculate", "data": data, **more}).encode()
+
+    publish([("k", points("undated", 2)), ("k", points("dated", 3, timestamp="2026-01-01T00:00:00Z"))])
+    assert type_("replay", "--from", "beginning", "--yes").code == ExitCode.DONE
+    assert ids(target) == {"undated": 2, "dated": 2}
+    # The jobs go by the record's time where the event has none, and the latest request decides the points.
+    times = {record.at for record in topic(target) if read_object(record.value)["id"] == "undated"}
+    assert len(times) == 1
+
+
 def test_only_what_is_selected_and_within_the_range_is_published(
     type_: Type, publish: Publish, campaign: MailCampaign, target: Target
 ) -> None:
@@ -172,15 +187,15 @@ def test_what_was_not_acknowledged_is_published_again(
 ) -> None:
     user = campaign.add_user()
     publish([("k", mail(campaign, user, f"event-{number}")) for number in range(30)])
-    real, calls = JobProducer.publish, []
+    real, calls = JobProducer.republish, []
 
-    def fails_once(producer: JobProducer, messages: Sequence[Message]) -> None:
+    def fails_once(producer: JobProducer, messages: Sequence[Message], milliseconds: Sequence[int]) -> None:
         calls.append(len(messages))
-        real(producer, messages)
+        real(producer, messages, milliseconds)
         if len(calls) == 2:
             raise BrokersUnreachable("no broker answers", range(len(messages)))
 
-    monkeypatch.setattr(JobProducer, "publish", fails_once)
+    monkeypatch.setattr(JobProducer, "republish", fails_once)
     ran = type_("replay", "--from", "beginning", "--rate", 10, "--yes")
     assert ran.code == ExitCode.FAILED
     assert "no broker answers" in ran.err and "10 of 30 events published" in ran.err

@@ -27,6 +27,8 @@ _FULL_QUEUE_PAUSE_SECONDS: Final = 0.01
 _LOOK_AGAIN_SECONDS: Final = 2.0
 _BY_KEY: Final = -1
 """In the place of a partition: Kafka's client chooses it."""
+_NOW: Final = 0
+"""In the place of a record's time: Kafka's client takes the present."""
 
 _ERROR_BY_CODE: Final[dict[int, type[PublishError]]] = {
     KafkaError._TRANSPORT: BrokersUnreachable,
@@ -82,15 +84,21 @@ class KafkaConnection:
             self._stop()
             raise
 
-    def submit(self, messages: Sequence[tuple[str | bytes | None, bytes]]) -> "Future[None]":
-        """Hand the messages to Kafka's client; the future ends when each is acknowledged or has failed."""
+    def submit(
+        self, messages: Sequence[tuple[str | bytes | None, bytes]], milliseconds: Sequence[int] | None = None
+    ) -> "Future[None]":
+        """Hand the messages to Kafka's client; the future ends when each is acknowledged or has failed.
+
+        `milliseconds` are the records' times since 1970; 0 is now, as all are unless given.
+        """
         publication = _Publication(self, len(messages))
         for position, (key, value) in enumerate(messages):
             if len(value) > catalog.MAX_VALUE_BYTES:
                 problem = f"the value has {len(value)} bytes; allowed are at most {catalog.MAX_VALUE_BYTES}"
                 publication.report(position, ValueTooLarge(problem))
             else:
-                self._produce(publication, position, key, value)
+                at = _NOW if milliseconds is None else milliseconds[position]
+                self._produce(publication, position, key, value, milliseconds=at)
         return publication.future
 
     def submit_to_each_partition(self, value_of: Callable[[int], bytes]) -> "tuple[int, Future[None]]":
@@ -207,6 +215,7 @@ class KafkaConnection:
         key: str | bytes | None,
         value: bytes,
         partition: int = _BY_KEY,
+        milliseconds: int = _NOW,
     ) -> None:
         def report(error: KafkaError | None, _: object) -> None:
             publication.report(position, None if error is None else self.explain(error))
@@ -214,7 +223,12 @@ class KafkaConnection:
         while True:
             try:
                 self._client.produce(
-                    self._settings.kafka_job_topic, value, key, partition, on_delivery=report
+                    self._settings.kafka_job_topic,
+                    value,
+                    key,
+                    partition,
+                    on_delivery=report,
+                    timestamp=milliseconds,
                 )
                 return
             except BufferError:

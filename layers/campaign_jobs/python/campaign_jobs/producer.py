@@ -178,6 +178,15 @@ class JobProducer(EventProducer):
             raise
         return connection.submit(messages)
 
+    def republish(self, messages: Sequence[Message], milliseconds: Sequence[int]) -> None:
+        """As `publish`, each record with its time in milliseconds since 1970, or 0 for now.
+
+        For records that were on the topic before: an event without a timestamp was asked for at its record's time.
+        """
+        if self._closed:
+            raise ProducerClosed("the producer was closed; build a new one", range(len(messages)))
+        self._connected().submit(messages, milliseconds).result()
+
     def submit_to_each_partition(self, value_of: Callable[[int], bytes]) -> "tuple[int, Future[None]]":
         """Begin to publish a record without a key to each partition, for heartbeats, which no service publishes.
 
