@@ -1,6 +1,7 @@
 """The command `campaign-jobs replay`."""
 
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import UUID, uuid4
@@ -21,6 +22,9 @@ from campaign_jobs_cli.session import Session, Yes
 
 LEAST_RATE: Final = 10.0
 """Events a second, where the topic is so quiet that a share of its rate would take for ever."""
+
+MOST_RATE: Final = 1_000_000.0
+"""Above what any topic takes, and below infinity."""
 
 ONCE: Final = (
     "Under new ids these are new jobs. What may happen once still happens once: a welcome mail for each user, "
@@ -55,7 +59,8 @@ def replay(
         ),
     ] = 0.5,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="The most that is published a second, in events.")
+        float | None,
+        typer.Option(min=0.1, max=MOST_RATE, help="The most that is published a second, in events."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     resume: Annotated[
@@ -127,6 +132,8 @@ def _planned(
     target = opened.target
     replay_id: UUID = uuid4()
     begin, until = times.point(start), times.point(end)
+    if isinstance(begin, datetime) and isinstance(until, datetime) and begin >= until:
+        raise WrongInput(f"--to is {end!r}; allowed is a point after --from, {start!r}")
     with kafka.consumer(target) as client:
         ranges = records.ranges(target, client, begin, until)
         live = planning.live_rate(target, client)

@@ -98,6 +98,8 @@ def test_only_what_is_selected_and_within_the_range_is_published(
         (["--from", "1h", "--resume", "nothing.json"], "leave out --from"),
         (["--resume", "nothing.json"], "No such file"),
         (["--from", "1h", "--rate", "0"], "0.1"),
+        (["--from", "1h", "--rate", "inf"], "1000000"),
+        (["--from", "1h", "--to", "2h"], "after --from"),
     ],
 )
 def test_wrong_usage(type_: Type, words: list[str], problem: str) -> None:

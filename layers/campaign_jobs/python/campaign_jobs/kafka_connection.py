@@ -109,7 +109,7 @@ class KafkaConnection:
         partitions = self._look_at_topic(_LOOK_AGAIN_SECONDS)
         publication = _Publication(self, partitions)
         for partition in range(partitions):
-            self._produce(publication, partition, None, value_of(partition), partition)
+            self._produce(publication, partition, None, value_of(partition), partition=partition)
         return partitions, publication.future
 
     def close(self) -> None:
@@ -214,6 +214,7 @@ class KafkaConnection:
         position: int,
         key: str | bytes | None,
         value: bytes,
+        *,
         partition: int = _BY_KEY,
         milliseconds: int = _NOW,
     ) -> None:
