@@ -13,10 +13,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from confluent_kafka import Message
 
 from campaign_jobs.relay.heartbeats import heartbeat
+from campaign_jobs_cli import kafka, records
 from campaign_jobs_cli.errors import ExitCode
 from campaign_jobs_cli.targets import Target
+from campaign_jobs_cli.times import Edge
 from tests.cli.operating.conftest import Type
 from tests.integration.email_campaign import MailCampaign
 
@@ -52,6 +55,38 @@ def test_what_is_no_event_is_shown_with_the_reason_of_its_dead_letter(type_: Typ
 
     table = type_("events", "tail", "--from", "beginning")
     assert "no event" in table.out and "not UTF-8" in table.out and "invalid" in table.out
+
+
+def test_the_time_that_a_reader_takes_is_not_kafkas_silence(
+    publish: Publish, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    class Clock:
+        monotonic = staticmethod(lambda: clock[0])
+
+    class Hesitating:
+        """Kafka's client, which has nothing at hand each time after it had something."""
+
+        hesitates = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(client, name)
+
+        def consume(self, _: int, timeout: float) -> list[Message]:
+            found = [] if self.hesitates else client.consume(1, timeout)
+            self.hesitates = bool(found)
+            return found
+
+    monkeypatch.setattr(records, "time", Clock)
+    publish([("k", b"{}"), ("k", b"{}")])
+    found = 0
+    with kafka.consumer(target) as client:
+        ranges = records.ranges(target, client, Edge.BEGINNING, Edge.END)
+        for batch in records.read(target, Hesitating(), ranges):  # type: ignore[arg-type]
+            found += len(batch)
+            clock[0] += 100  # What publishing takes that keeps to a pace.
+    assert found == 2
 
 
 def test_filters_by_type_campaign_and_user(
