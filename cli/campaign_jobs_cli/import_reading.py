@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,9 +74,12 @@ def _position(value: str) -> int:
 
 def _ip(value: str) -> str:
     try:
-        return str(ip_address(value))
+        found = ip_address(value)
     except ValueError:
         raise ValueError("it is not a single IP address") from None
+    if isinstance(found, IPv6Address) and found.scope_id is not None:
+        raise ValueError("it is an IP address with a zone, which means nothing elsewhere")
+    return str(found)
 
 
 COLUMNS: Final[Mapping[str, Callable[[str], Any]]] = {
@@ -114,7 +117,11 @@ class PeopleFile:
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as stream:
                 reader = csv.reader(stream, delimiter=self.delimiter, strict=True)
-                columns = self._columns(next(reader, []))
+                try:
+                    header = next(reader, [])
+                except csv.Error as error:
+                    raise WrongInput(f"the header of {self.path} is no CSV ({error})") from error
+                columns = self._columns(header)
                 yield from self._people(reader, columns)
         except OSError as error:
             raise WrongInput(f"{self.path} cannot be read: {error.strerror}") from error

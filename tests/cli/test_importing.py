@@ -162,6 +162,17 @@ def test_all_that_is_wrong_is_listed_with_its_line(
     assert len(people(connection)) == 1, "nothing was written"
 
 
+def test_an_address_with_a_zone_is_told_with_its_line(
+    command: Command, campaign: Campaign, connection: Connection, file: Path
+) -> None:
+    write(file, "email,ip", "ada@example.org,fe80::1", "bob@example.org,fe80::1%eth0")
+    printed = command("import", file, "--campaign", campaign.id, "--yes", "--output", "json")
+    assert printed.code == 2, printed.err
+    assert [(each["line"], each["column"]) for each in printed.json["problems"]] == [(3, "ip")]
+    skipped = command("import", file, "--campaign", campaign.id, "--skip-invalid", "--yes")
+    assert skipped.code == 0 and len(people(connection)) == 1
+
+
 def test_wrong_lines_can_be_left_out_and_with_them_who_depends_on_them(
     command: Command, campaign: Campaign, connection: Connection, file: Path
 ) -> None:
@@ -327,6 +338,8 @@ def test_other_headers_and_separators(
         (b"", "no column email"),
         (b"email,email\na@example.org,b@example.org\n", "two columns for email"),
         (b"email\n\xff@example.org\n", "not UTF-8"),
+        (b'"email\nada@example.org', "the header of"),
+        (b"x" * 200_000, "the header of"),
     ],
 )
 def test_a_file_that_is_none(
