@@ -221,7 +221,11 @@ def _written_to(file: Path | None) -> Iterator[TextIO]:
     if file is None:
         yield sys.stdout
         return
-    with file.open("w", encoding="utf-8", newline="") as stream:
+    try:
+        opened = file.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise WrongInput(f"--file {file} cannot be written: {error.strerror}") from error
+    with opened as stream:
         yield stream
 
 

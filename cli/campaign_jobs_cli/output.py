@@ -97,7 +97,12 @@ class Output:
             return
         if not sys.stdin.isatty():
             raise Declined(f"{question} Nobody can be asked here: add --yes to do it.")
-        if not Confirm.ask(_as_text(question), console=self.notes, default=False):
+        try:
+            wanted = Confirm.ask(_as_text(question), console=self.notes, default=False)
+        except EOFError:
+            # Ctrl-D, or a terminal that is gone.
+            wanted = False
+        if not wanted:
             raise Declined("Nothing was changed.")
 
     @contextmanager
@@ -109,14 +114,14 @@ class Output:
             return
         with Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self.notes,
             transient=True,
         ) as progress:
-            task = progress.add_task(what, total=total)
+            task = progress.add_task(visible(what), total=total)
 
             def advance(steps: float = 1, total: int | None = None) -> None:
                 progress.update(task, advance=steps, total=total)

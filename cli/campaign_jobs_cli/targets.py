@@ -57,6 +57,11 @@ class Target:
         """The name of a queue, function or rule in the account."""
         return f"campaign-jobs-{self.name}-{part}"
 
+    @property
+    def command(self) -> str:
+        """How a hint begins that says what to type next: what is copied must not go to another environment."""
+        return "campaign-jobs" if self.name == LOCAL else f"campaign-jobs --env {self.name}"
+
     def client(self, service: str) -> Any:
         """A boto3 client."""
         return self.make_client(service)
@@ -109,11 +114,13 @@ def _local(directory: Path) -> Target:
     file = directory / "endpoints.json"
     try:
         endpoints = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(
             f"no local system is running: {file} is not there. Start one with `make local`, name its directory with "
             "--directory, or a deployed environment with --env"
         ) from error
+    except (OSError, ValueError) as error:
+        raise NotFound(f"{file} cannot be read ({error}); stop the local system and start it anew") from error
 
     @cache
     def client(service: str) -> Any:

@@ -131,11 +131,14 @@ def preview(
     if to is None:
         # Of a name that nobody can foresee, and closed to others: the mail may hold somebody's address.
         to = Path(tempfile.mkdtemp(prefix="campaign-jobs-preview-"))
-    to.mkdir(parents=True, exist_ok=True)
-    for part, suffix in ((content.html, "html"), (content.text, "txt")):
-        file = to / f"{type_}.{suffix}"
-        file.write_text(part, encoding="utf-8")
-        result[f"{suffix}_file"] = str(file)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for part, suffix in ((content.html, "html"), (content.text, "txt")):
+            file = to / f"{type_}.{suffix}"
+            file.write_text(part, encoding="utf-8")
+            result[f"{suffix}_file"] = str(file)
+    except OSError as error:
+        raise WrongInput(f"--to {to} cannot be written: {error.strerror}") from error
     opened.output.record(result)
 
 

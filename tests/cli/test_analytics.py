@@ -202,6 +202,11 @@ def test_numbers_go_to_a_file(command: Command, metrics: Campaign, tmp_path: Pat
     assert len(json.loads(file.read_text())) == 3
 
 
+def test_a_file_that_cannot_be_written(command: Command, metrics: Campaign, tmp_path: Path) -> None:
+    printed = command("analytics", "export", "--file", tmp_path / "nowhere" / "numbers.csv")
+    assert printed.code == 2 and "No such file or directory" in printed.err
+
+
 def test_what_is_no_metric(command: Command, metrics: Campaign) -> None:
     assert command("analytics", "export", "--metric", "sales").code == 2
     assert command("analytics", "export", "--by", "week").code == 2

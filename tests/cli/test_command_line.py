@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from campaign_jobs_cli.app import common_first, run
+from campaign_jobs_cli.errors import Declined
 from campaign_jobs_cli.output import Format, Output, shown, visible
 
 
@@ -30,6 +31,23 @@ def test_a_local_system_that_is_not_there_is_one_clear_line(
     assert "make local" in printed.err and "--env" in printed.err
 
 
+@pytest.mark.parametrize("content", ["{", '["no object"', None])
+def test_a_local_system_whose_file_tells_nothing_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    file = tmp_path / "endpoints.json"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_text(content)
+    assert run(["doctor", "--directory", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"{file} cannot be read")
+    not_one = tmp_path / "file"
+    not_one.touch()
+    assert run(["doctor", "--directory", str(not_one)]) == 1
+    assert "no local system is running" in capsys.readouterr().err
+
+
 def test_wrong_usage_is_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["no-such-command"]) == 2
     assert run(["doctor", "--output", "yaml"]) == 2
@@ -45,6 +63,22 @@ def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nobodys_text_is_markup(text: str) -> None:
     assert shown(text).plain == text
     assert shown({"text": text}).plain == json.dumps({"text": text})
+
+
+def test_who_hangs_up_when_asked_has_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO("")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    with pytest.raises(Declined):
+        Output(notes=Console(file=io.StringIO())).confirm("Delete all?", yes=False)
+
+
+def test_a_progress_bar_shows_a_name_as_it_is() -> None:
+    written = io.StringIO()
+    output = Output(notes=Console(file=written, width=100, force_terminal=True, color_system=None))
+    with output.progress("Reading [red]people.csv\x07") as advance:
+        advance(1)
+    assert "Reading [red]people.csv\\x07" in written.getvalue()
 
 
 HOSTILE = "\x1b]0;title\x07 [red]x[/red] \x9b2J \u202eetad \u2028 \ud800"

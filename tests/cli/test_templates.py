@@ -67,6 +67,12 @@ def test_a_preview_is_two_files(command: Command, tmp_path: Path, type_: str) ->
     assert Path(printed.json["txt_file"]).read_text(encoding="utf-8").strip()
 
 
+def test_a_preview_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    printed = command("templates", "preview", "welcome", "--to", tmp_path / "file" / "below")
+    assert printed.code == 2 and "Not a directory" in printed.err
+
+
 def test_a_preview_without_a_place_goes_where_nobody_else_looks(command: Command) -> None:
     printed = command("templates", "preview", "welcome", "--output", "json")
     directory = Path(printed.json["html_file"]).parent
