@@ -95,6 +95,7 @@ def show(
     found = _find(opened, _filter(opened.target, ids, job_types))
     if not found:
         raise NotFound(f"there is no dead letter {', '.join(ids)}")
+    _tell_missing(opened, ids, found)
     rows = [
         {**row, "copies": row["copies"], "goes_back_to": letter.destination, "event": letter.event or None}
         | ({} if letter.event else {"value": letter.value, "body": letter.body})
@@ -139,6 +140,7 @@ def redrive(
         needed=not everything,
     )
     found = _find(opened, wanted)
+    _tell_missing(opened, ids, found)
     going = Found()
     going.add([letter for letter in found.messages if letter.destination is not None])
     _plan(opened, found, lambda letter: letter.destination)
@@ -201,6 +203,7 @@ def discard(
         needed=not everything,
     )
     found = _find(opened, wanted)
+    _tell_missing(opened, ids, found)
     _plan(opened, found, lambda _: None)
     discarded: Counter[str] = Counter()
     if found:
@@ -276,6 +279,13 @@ def _find(opened: Session, wanted: Filter) -> Found:
     found = Found()
     found.add(wanted.chosen(letters, RewardOwners(target)))
     return found
+
+
+def _tell_missing(opened: Session, ids: Sequence[str], found: Found) -> None:
+    """Say which of the ids that were given lead to nothing: mistyped, sent back by now, or with somebody else."""
+    known = {id_ for letter in found.messages for id_ in letter.ids}
+    if missing := [id_ for id_ in dict.fromkeys(ids) if id_ not in known]:
+        opened.output.note(f"There is no such dead letter: {', '.join(missing)}")
 
 
 def _each(

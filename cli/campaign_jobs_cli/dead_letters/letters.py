@@ -93,6 +93,11 @@ class Letter:
         return self.message_id if self.place is None else f"{self.place[1]}:{self.place[2]}"
 
     @property
+    def ids(self) -> frozenset[str | None]:
+        """All that it may be chosen by."""
+        return frozenset({self.id, self.event_id, self.message_id})
+
+    @property
     def identity(self) -> tuple[object, ...]:
         """The same for each copy: a crash between sending and committing may repeat a dead letter."""
         own = self.place or (hashlib.sha256(self.body.encode("utf-8", "surrogatepass")).hexdigest(),)
@@ -184,7 +189,7 @@ class Filter:
 
     def _fits(self, letter: Letter) -> bool:
         return (
-            (not self.ids or bool(self.ids & {letter.id, letter.event_id, letter.message_id}))
+            (not self.ids or bool(self.ids & letter.ids))
             and (self.reason is None or self.reason.casefold() in letter.reason.casefold())
             and (self.pattern is None or self.pattern.search(letter.reason) is not None)
             and (self.since is None or letter.at >= self.since)

@@ -198,6 +198,19 @@ def test_redrive_sends_back_what_was_meant_as_it_is(type_: Type, target: Target)
     assert [row["event_id"] for row in listed(type_)] == ["stays"]
 
 
+def test_an_id_that_leads_to_nothing_is_told(type_: Type, target: Target) -> None:
+    send(target, "email-dead-letters", *(dead(mail(f"event-{number}"), offset=number) for number in range(3)))
+    for words in (
+        ["show", "3:0"],
+        ["redrive", "event-1", "--yes"],
+        ["discard", "3:2", "--no-save", "--yes"],
+    ):
+        ran = type_("dead-letters", *words, "9:9", "mistyped")
+        assert ran.code == ExitCode.DONE
+        assert "There is no such dead letter: 9:9, mistyped" in ran.err
+    assert [row["event_id"] for row in listed(type_)] == ["event-0"]
+
+
 def test_feedbacks_letters_go_back_to_its_queue(type_: Type, target: Target) -> None:
     event = json.dumps({"detail-type": "Email Bounced", "detail": {"mail": {}}})
     send(target, "feedback-dead-letters", event)
