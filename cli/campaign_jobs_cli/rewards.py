@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 STATUSES: Final = ("earned", "delivering", "delivered", "failed", "redeemed", "revoked", "expired")
+METHODS: Final = ("email", "webhook", "manual")
 AT_ONCE: Final = 1_000
 """User rewards in one transaction."""
 STATEMENT_SECONDS: Final = 60
@@ -72,7 +73,7 @@ def list_rewards(
     status: Annotated[
         list[str] | None, typer.Option("--status", help=f"{', '.join(STATUSES)}; may be given again.")
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", help="email, webhook or manual.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest first.")] = 50,
 ) -> None:
     """List what people have earned, by default what they have not received: earned, delivering and failed."""
@@ -80,6 +81,8 @@ def list_rewards(
     for each in status or ():
         if each not in STATUSES:
             raise WrongInput(f"--status is {each!r}; allowed are {', '.join(STATUSES)}")
+    if method is not None and method not in METHODS:
+        raise WrongInput(f"--method is {method!r}; allowed are {', '.join(METHODS)}")
     with opened.target.database() as connection:
         rows = _rows(
             connection,

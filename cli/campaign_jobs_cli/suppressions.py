@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from campaign_jobs_cli import naming, session, suppressions_ses
+from campaign_jobs_cli.errors import WrongInput
 from campaign_jobs_cli.targets import Connection, Target
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
 )
 
 OUR_LIST: Final = "campaign-jobs"
+REASONS: Final = ("bounce", "complaint", "manual")
 
 Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...")]
 
@@ -52,7 +54,7 @@ def list_suppressions(
         str | None,
         typer.Option("--containing", help="Only addresses with this in them, such as @example.com."),
     ] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="bounce, complaint or manual.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help=f"{', '.join(REASONS)}.")] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="At most so many of each list, the newest first.")
     ] = 100,
@@ -60,6 +62,8 @@ def list_suppressions(
 ) -> None:
     """List suppressed addresses, the newest first. Of people who were erased, a hash stands for the address."""
     opened = session.of(context)
+    if reason is not None and reason not in REASONS:
+        raise WrongInput(f"--reason is {reason!r}; allowed are {', '.join(REASONS)}")
     with opened.target.database() as connection:
         rows: list[dict[str, Any]] = connection.execute(
             f"SELECT address, '{OUR_LIST}' AS list, reason, created_at FROM campaign_jobs.email_suppressions"  # noqa: S608
@@ -128,10 +132,9 @@ def remove(
             )
         opened.output.confirm(f"Write to {_counted(wanted)} again?", yes=yes)
         removed = connection.execute(_REMOVE, {"addresses": wanted}).rowcount
-    if ses:
-        for address in dict.fromkeys((*map(str.strip, addresses), *wanted)):
-            suppressions_ses.delete(opened.target, address)
-    opened.output.record({"lifted": wanted, "removed_here": removed, "removed_from_ses": ses})
+    spelled = dict.fromkeys((*map(str.strip, addresses), *wanted)) if ses else ()
+    on_ses = {address.lower() for address in spelled if suppressions_ses.delete(opened.target, address)}
+    opened.output.record({"lifted": wanted, "removed_here": removed, "removed_from_ses": len(on_ses)})
 
 
 def _on_ses_list(target: Target, address: str, given: list[str]) -> str | None:

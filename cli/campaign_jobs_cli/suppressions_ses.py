@@ -37,13 +37,16 @@ def listed(target: Target) -> Iterator[dict[str, Any]]:
         token = {"NextToken": page["NextToken"]}
 
 
-def delete(target: Target, address: str) -> None:
-    ses = target.client("sesv2")
+def delete(target: Target, address: str) -> bool:
+    """Take an address off the list; whether it was there."""
+    ses, was_there = target.client("sesv2"), False
     for spelling in spellings(address):
         try:
             ses.delete_suppressed_destination(EmailAddress=spelling)
         except ses.exceptions.NotFoundException:
             continue
+        was_there = True
+    return was_there
 
 
 def spellings(address: str) -> list[str]:

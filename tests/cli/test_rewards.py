@@ -48,6 +48,11 @@ def test_what_is_not_delivered_is_listed(command: Command, campaign: Campaign) -
     assert command("rewards", "list", "--status", "lost").code == 2
 
 
+def test_a_method_that_is_none(command: Command, campaign: Campaign) -> None:
+    printed = command("rewards", "list", "--method", "post")
+    assert printed.code == 2 and "allowed are email, webhook, manual" in printed.err
+
+
 def test_one_that_was_handed_over_is_marked(command: Command, campaign: Campaign) -> None:
     user_reward = campaign.earn(campaign.add_reward("manual"))
     asked = command("rewards", "deliver", user_reward)

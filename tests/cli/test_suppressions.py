@@ -93,11 +93,20 @@ def test_removing_takes_an_address_off_both_lists(
 ) -> None:
     command("suppressions", "add", "Gone@example.org", "--yes")
     target.client("sesv2").put_suppressed_destination(EmailAddress="Gone@example.org", Reason="COMPLAINT")
-    printed = command("suppressions", "remove", "Gone@example.org", "--yes")
+    words = ["suppressions", "remove", "Gone@example.org", "--yes", "--output", "json"]
+    printed = command(*words)
     assert printed.code == 0, printed.err
     assert "1 of them complained" in printed.err
+    assert (printed.json["removed_here"], printed.json["removed_from_ses"]) == (1, 1)
     assert stored(connection) == {}
     assert list(suppressions_ses.listed(target)) == []
+    again = command(*words)
+    assert (again.json["removed_here"], again.json["removed_from_ses"]) == (0, 0)
+
+
+def test_a_reason_that_is_none(command: Command, connection: Connection) -> None:
+    printed = command("suppressions", "list", "--reason", "bounced")
+    assert printed.code == 2 and "allowed are bounce, complaint, manual" in printed.err
 
 
 def test_a_long_list_is_read_to_its_end(target: Target) -> None:
