@@ -62,13 +62,16 @@ def doctor(context: typer.Context) -> None:
 
 
 def _checked(part: str, check: Callable[[Target], Iterator[Finding]], target: Target) -> list[Finding]:
+    found: list[Finding] = []
     try:
-        return list(check(target))
+        # Into a list that is there before: what was found until something fails may be its cause.
+        found.extend(check(target))
     except CommandError as error:
-        return [Finding(part, Health.BROKEN, str(error), "look at the network, and at who you are")]
+        found.append(Finding(part, Health.BROKEN, str(error), "look at the network, and at who you are"))
     except (BotoCoreError, ClientError, KafkaException, psycopg.Error) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return [Finding(part, Health.BROKEN, first_line, "look at the network, and at what you may do")]
+        found.append(Finding(part, Health.BROKEN, first_line, "look at the network, and at what you may do"))
+    return found
 
 
 def check_database(target: Target) -> Iterator[Finding]:
@@ -78,7 +81,7 @@ def check_database(target: Target) -> Iterator[Finding]:
         yield Finding("PostgreSQL", Health.FINE, f"version {row['version']}")
         yield _schema(connection)
         yield from _waiting(connection)
-        yield from _watermarks(connection)
+        yield from _watermarks(connection, target)
 
 
 def _schema(connection: Connection) -> Finding:
@@ -120,7 +123,7 @@ def _waiting(connection: Connection) -> Iterator[Finding]:
         )
 
 
-def _watermarks(connection: Connection) -> Iterator[Finding]:
+def _watermarks(connection: Connection, target: Target) -> Iterator[Finding]:
     from campaign_jobs.relay.schedules import DISABLED, JobProgress
 
     rows = connection.execute(
@@ -136,7 +139,7 @@ def _watermarks(connection: Connection) -> Iterator[Finding]:
         )
         part = f"schedule of {row['job_type']}"
         if row["schedule"] == DISABLED:
-            yield Finding(part, Health.WARNING, "disabled", f"campaign-jobs resume {row['job_type']}")
+            yield Finding(part, Health.WARNING, "disabled", f"{target.command} resume {row['job_type']}")
         elif late > LATE_SECONDS:
             what = f"look at the log of {row['job_type']}, and at its failed runs"
             yield Finding(part, Health.BROKEN, f"{found}, {duration(late)} late", what)
@@ -164,7 +167,7 @@ def check_kafka(target: Target) -> Iterator[Finding]:
         health = (
             Health.BROKEN if state in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD) else Health.FINE
         )
-        what = f"see its mapping below; campaign-jobs resume {groups[group].name}"
+        what = f"see its mapping below; {target.command} resume {groups[group].name}"
         yield Finding(f"group {group}", health, found, None if health is Health.FINE else what)
 
 
@@ -183,7 +186,7 @@ def check_heartbeats(target: Target) -> Iterator[Finding]:
                 what = "look at relay: its rule, its log, Kafka"
                 yield Finding(f"heartbeat {group}", Health.WARNING, "none so far", what)
             elif ages[group] > LATE_SECONDS:
-                what = f"campaign-jobs lag; then the log of {job_type.name}"
+                what = f"{target.command} lag; then the log of {job_type.name}"
                 found = f"{duration(ages[group])} ago"
                 yield Finding(f"heartbeat {group}", Health.BROKEN, found, what)
             else:
@@ -200,7 +203,7 @@ def check_queues(target: Target) -> Iterator[Finding]:
             QueueUrl=target.queue_url(name), AttributeNames=["ApproximateNumberOfMessages"]
         )["Attributes"]
         count = int(attributes["ApproximateNumberOfMessages"])
-        what = "campaign-jobs dead-letters list" if count else None
+        what = f"{target.command} dead-letters list" if count else None
         yield Finding(name, Health.WARNING if count else Health.FINE, f"{count} messages", what)
 
 
@@ -249,7 +252,7 @@ def check_mappings(target: Target) -> Iterator[Finding]:
             yield Finding(part, Health.BROKEN, "there are none", "deploy the stack")
         elif off:
             found = f"not enabled: {', '.join(off)}"
-            yield Finding(part, Health.WARNING, found, f"campaign-jobs resume {name}")
+            yield Finding(part, Health.WARNING, found, f"{target.command} resume {name}")
         else:
             yield Finding(part, Health.FINE, f"all {len(mappings)} enabled")
 
@@ -261,7 +264,7 @@ def check_rules(target: Target) -> Iterator[Finding]:
         found = f"{rule['ScheduleExpression']}, {rule['State'].lower()}"
         if rule["State"] == "DISABLED":
             health = Health.BROKEN if job_type is catalog.RELAY else Health.WARNING
-            what = f"campaign-jobs resume {job_type.name}"
+            what = f"{target.command} resume {job_type.name}"
             yield Finding(f"rule of {job_type.name}", health, found, what)
         else:
             yield Finding(f"rule of {job_type.name}", Health.FINE, found)

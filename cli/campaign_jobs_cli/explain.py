@@ -46,12 +46,17 @@ def explain(
             campaign_id = naming.optional_campaign(connection, campaign)
             ids = _whose(connection, subject, campaign_id)
             found = explain_people.read(connection, ids) if ids else []
-            event = None if found or "@" in subject else explain_events.read(connection, subject)
+            event = (
+                None
+                if found or "@" in subject
+                else explain_events.read(connection, subject, opened.target.command)
+            )
     if event is not None:
         _show_event(output, event)
         known = bool(event["known"])
     else:
-        _show_people(output, subject, found, shown=None if everything else SHOWN)
+        shown = None if everything else SHOWN
+        _show_people(output, subject, found, shown=shown, command=opened.target.command)
         known = bool(found)
     if not known:
         raise typer.Exit(ExitCode.FAILED)
@@ -96,7 +101,7 @@ def _show_event(output: Output, event: Mapping[str, Any]) -> None:
 
 
 def _show_people(
-    output: Output, subject: str, people: Sequence[Mapping[str, Any]], *, shown: int | None
+    output: Output, subject: str, people: Sequence[Mapping[str, Any]], *, shown: int | None, command: str
 ) -> None:
     if output.format is Format.JSON:
         output.record({"subject": subject, "people": people})
@@ -106,7 +111,7 @@ def _show_people(
     for number, person in enumerate(people):
         if number:
             output.results.rule(style="dim")
-        _show_person(output, person, shown=shown)
+        _show_person(output, person, shown=shown, command=command)
 
 
 _TABLES: Final = (
@@ -127,7 +132,7 @@ _TABLES: Final = (
 )
 
 
-def _show_person(output: Output, person: Mapping[str, Any], *, shown: int | None) -> None:
+def _show_person(output: Output, person: Mapping[str, Any], *, shown: int | None, command: str) -> None:
     user = {name: value for name, value in person["user"].items() if value is not None}
     output.record(user, title="User")
     output.results.print()
@@ -151,4 +156,4 @@ def _show_person(output: Output, person: Mapping[str, Any], *, shown: int | None
         output.results.print()
         output.record({"none": ", ".join(missing)})
     if any(str(reward["waits_for"]).startswith("an operator") for reward in person["rewards"]):
-        output.note("campaign-jobs rewards deliver USER_REWARD_ID delivers what waits for an operator.")
+        output.note(f"{command} rewards deliver USER_REWARD_ID delivers what waits for an operator.")

@@ -50,8 +50,8 @@ _MAIL: Final = (
 )  # fmt: skip
 
 
-def read(connection: Connection, event_id: str) -> dict[str, Any]:
-    """What is known under the id; `known` is False where that is nothing."""
+def read(connection: Connection, event_id: str, command: str = "campaign-jobs") -> dict[str, Any]:
+    """What is known under the id; `known` is False where that is nothing. `command` begins what to type next."""
     row = connection.execute(_READ, {"id": event_id}).fetchone()
     assert row is not None
     row = {name: _read_back(value) for name, value in row.items()}
@@ -65,7 +65,7 @@ def read(connection: Connection, event_id: str) -> dict[str, Any]:
         "type": type_,
         "outcome": _outcome(found),
         **row,
-        "look_also": _look_also(event_id, found, type_),
+        "look_also": _look_also(event_id, found, type_, command),
     }
 
 
@@ -143,7 +143,7 @@ def _of_webhook(attempt: Mapping[str, Any], reward: Mapping[str, Any] | None) ->
     return f"not delivered: the last attempt ended with {answer}{now}"
 
 
-def _look_also(event_id: str, found: Mapping[str, Any], type_: str | None) -> list[str]:
+def _look_also(event_id: str, found: Mapping[str, Any], type_: str | None, command: str) -> list[str]:
     """Commands that know what the database does not: the topic, and the queues."""
     job_type = catalog.JOB_TYPE_BY_EVENT_TYPE.get(type_ or "")
     mail = found.get("mail")
@@ -151,16 +151,14 @@ def _look_also(event_id: str, found: Mapping[str, Any], type_: str | None) -> li
     commands = []
     if not is_over:
         which = f" --job-type {job_type.name}" if job_type else ""
-        commands.append(f"campaign-jobs dead-letters list{which}: whether it was given up, and why")
-        commands.append("campaign-jobs lag: whether its job type is behind, and the oldest retry")
+        commands.append(f"{command} dead-letters list{which}: whether it was given up, and why")
+        commands.append(f"{command} lag: whether its job type is behind, and the oldest retry")
     if "outbox" not in found:
         what = f" --type {type_}" if type_ else ""
-        commands.append(
-            f"campaign-jobs events tail --from 7d{what}: the event as it was published, if it was"
-        )
+        commands.append(f"{command} events tail --from 7d{what}: the event as it was published, if it was")
     user = mail or found.get("parked_reward") or found.get("user_reward")
     if user is not None:
-        commands.append(f"campaign-jobs explain {user['user_id']}: all about its user")
+        commands.append(f"{command} explain {user['user_id']}: all about its user")
     if not found:
         commands.append(f"the logs of the functions, by event_id = {event_id}")
     return commands

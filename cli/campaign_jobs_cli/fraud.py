@@ -142,7 +142,7 @@ def show(
         shown = {name: value for name, value in case.items() if value is not None and value != []}
         opened.output.record(shown)
     if any(case["status"] == "open" for case in found):
-        opened.output.note("campaign-jobs fraud confirm|dismiss CASE_ID --reason TEXT decides.")
+        opened.output.note(f"{opened.target.command} fraud confirm|dismiss CASE_ID --reason TEXT decides.")
 
 
 @app.command()

@@ -89,7 +89,8 @@ def import_people(
         output.record({**plan, "problems": _rows(problems), "written": asdict(written)})
     else:
         output.record(asdict(written), title="Written")
-    _tell_of_backfill(output, counts["earliest"] if written.people else None)
+    if written.people:
+        _tell_of_backfill(output, counts["earliest"], opened.target.command)
 
 
 def _counted(people: Iterator[Person], problems: list[Problem], advance: Advance) -> Iterator[Person]:
@@ -134,11 +135,11 @@ def _rows(problems: list[Problem]) -> list[dict[str, Any]]:
     return [asdict(problem) for problem in problems]
 
 
-def _tell_of_backfill(output: Output, earliest: datetime | None) -> None:
+def _tell_of_backfill(output: Output, earliest: datetime | None, command: str) -> None:
     now = datetime.now(UTC)
     if earliest is not None and earliest < now - COUNTED_ANYWAY:
         output.note(
-            "Analytics does not look that far back by itself: campaign-jobs analytics backfill "
+            f"Analytics does not look that far back by itself: {command} analytics backfill "
             f"--from {earliest.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ} --to {now:%Y-%m-%dT%H:%M:%SZ}"
         )
 

@@ -1,5 +1,6 @@
 """The doctor finds what is wrong, and says what to do about it."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,6 +11,8 @@ import pytest
 
 from campaign_jobs import catalog
 from campaign_jobs.settings import KafkaSettings
+from campaign_jobs_cli import targets
+from campaign_jobs_cli.app import run
 from campaign_jobs_cli.doctor import CHECKS, Finding, Health
 from campaign_jobs_cli.targets import Target
 from local.aws import AccountSettings, AwsStandIn
@@ -74,6 +77,22 @@ def test_a_missing_migration_and_an_outbox_that_nobody_empties(
     assert found["outbox"].what_to_do is not None and "relay" in found["outbox"].what_to_do
 
 
+def test_what_was_found_before_something_fails_is_told(
+    target: Target,
+    connection: psycopg.Connection[tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    connection.execute("DELETE FROM _yoyo_migration WHERE migration_id LIKE '0004%'")
+    connection.execute("DROP TABLE campaign_jobs.outbox CASCADE")
+    connection.commit()
+    monkeypatch.setattr(targets, "find", lambda name, *, directory: target)
+    assert run(["doctor", "--output", "json"]) == 1
+    found = [(row["part"], row["what_to_do"]) for row in json.loads(capsys.readouterr().out)]
+    assert ("schema", "deploy the stack of this release") in found
+    assert ("PostgreSQL", "look at the network, and at what you may do") in found
+
+
 def test_groups_without_members_are_broken(target: Target) -> None:
     found = findings(target, "Kafka")
     assert found["Kafka"].health is Health.FINE
@@ -94,6 +113,15 @@ def test_a_disabled_rule_is_a_warning_but_for_relay(target: Target) -> None:
     assert found["rule of fraud"].health is Health.WARNING
     assert found["rule of relay"].health is Health.BROKEN
     assert found["rule of relay"].what_to_do == "campaign-jobs resume relay"
+
+
+def test_what_to_do_names_the_environment(target: Target) -> None:
+    sqs = target.client("sqs")
+    deployed = dataclasses.replace(target, name="elsewhere")
+    prepare(target.client("sesv2"), sqs, [], catalog_queues(prefix="campaign-jobs-elsewhere"))
+    sqs.send_message(QueueUrl=deployed.queue_url("email-dead-letters"), MessageBody="{}")
+    what = findings(deployed, "dead letters")["email-dead-letters"].what_to_do
+    assert what == "campaign-jobs --env elsewhere dead-letters list"
 
 
 def test_dead_letters_are_a_warning(target: Target) -> None:
