@@ -35,7 +35,8 @@ from campaign_jobs_cli.session import Session
 app = typer.Typer(
     name="campaign-jobs",
     help="Operate campaign-jobs: the local system, or a deployed environment.",
-    epilog="Exit codes: 0 done, 1 something did not work or was found wrong, 2 wrong usage, 3 declined. "
+    epilog="Exit codes: 0 done, 1 something did not work or was found wrong, 2 wrong usage, 3 declined, "
+    "130 interrupted. "
     "Results go to standard output, everything else to standard error.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
