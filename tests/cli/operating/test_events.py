@@ -1,5 +1,7 @@
 """What is on the topic, as `events tail` shows it."""
 
+import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -16,8 +18,10 @@ import pytest
 from confluent_kafka import Message
 
 from campaign_jobs.relay.heartbeats import heartbeat
+from campaign_jobs.settings import KafkaSettings
 from campaign_jobs_cli import kafka, records
-from campaign_jobs_cli.errors import ExitCode
+from campaign_jobs_cli.errors import ExitCode, Unreachable
+from campaign_jobs_cli.records import Range
 from campaign_jobs_cli.targets import Target
 from campaign_jobs_cli.times import Edge
 from tests.cli.operating.conftest import Type
@@ -87,6 +91,21 @@ def test_the_time_that_a_reader_takes_is_not_kafkas_silence(
             found += len(batch)
             clock[0] += 100  # What publishing takes that keeps to a pace.
     assert found == 2
+
+
+def test_who_follows_is_told_that_kafka_is_gone(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+
+    class Clock:
+        monotonic = staticmethod(lambda: float(next(seconds)))
+
+    monkeypatch.setattr(records, "time", Clock)
+    monkeypatch.setattr(kafka, "TIMEOUT_SECONDS", 1)
+    gone = dataclasses.replace(target, kafka=KafkaSettings(kafka_brokers="127.0.0.1:1"))
+    with kafka.consumer(gone) as client, pytest.raises(Unreachable, match="does not answer"):
+        for batch in records.read(gone, client, [Range(0, 0, None)]):
+            assert batch == []
+            assert next(seconds) < 1_000, "it waits for ever"
 
 
 def test_filters_by_type_campaign_and_user(
