@@ -17,6 +17,7 @@ from infra.environment_settings import Environment
 from infra.kafka_cluster import KafkaCluster
 from infra.network import Network
 from infra.parameters import put_parameters
+from infra.scheduled_worker import ScheduledWorker
 
 
 class Operators(Construct):
@@ -35,8 +36,7 @@ class Operators(Construct):
         kafka: KafkaCluster,
         database: Database,
         email_identity: EmailIdentity,
-        rule_arns: Sequence[str],
-        backfilling: lambda_.IFunction,
+        scheduled: Sequence[ScheduledWorker],
         feedback: lambda_.IFunction,
     ) -> None:
         super().__init__(scope, id)
@@ -63,8 +63,7 @@ class Operators(Construct):
                     environment=environment,
                     database=database,
                     email_identity=email_identity,
-                    rule_arns=rule_arns,
-                    backfilling=backfilling,
+                    scheduled=scheduled,
                     feedback=feedback,
                 ),
             ],
@@ -96,8 +95,7 @@ class Operators(Construct):
         environment: Environment,
         database: Database,
         email_identity: EmailIdentity,
-        rule_arns: Sequence[str],
-        backfilling: lambda_.IFunction,
+        scheduled: Sequence[ScheduledWorker],
         feedback: lambda_.IFunction,
     ) -> list[iam.PolicyStatement]:
         stack = Stack.of(self)
@@ -121,14 +119,19 @@ class Operators(Construct):
                 ],
                 *queues,
             ),
-            _allow(["events:DescribeRule", "events:DisableRule", "events:EnableRule"], *rule_arns),
+            _allow(
+                ["events:DescribeRule", "events:DisableRule", "events:EnableRule"],
+                *(each.rule.rule_arn for each in scheduled),
+            ),
             iam.PolicyStatement(
                 actions=["lambda:GetEventSourceMapping", "lambda:UpdateEventSourceMapping"],
                 # A mapping's ARN has an id that nobody knows beforehand; what it feeds is known.
                 resources=["*"],
                 conditions={"ArnEquals": {"lambda:FunctionArn": fed}},
             ),
-            _allow(["lambda:InvokeFunction"], backfilling.function_arn),
+            # A backfill, and a run that failed.
+            _allow(["lambda:InvokeFunction"], *(each.function.function_arn for each in scheduled)),
+            _allow(["sqs:PurgeQueue"], *(each.failed_runs.queue_arn for each in scheduled)),
             _allow(["ses:GetEmailIdentity", "ses:SendEmail"], *email_identity.arns),
             _allow(
                 [

@@ -96,8 +96,7 @@ class CampaignJobsStack(Stack):
             kafka=self.kafka,
             database=self.database,
             email_identity=self.email_identity,
-            rule_arns=[scheduled.rule.rule_arn for scheduled in (analytics, fraud, relay)],
-            backfilling=analytics.function,
+            scheduled=(analytics, fraud, relay),
             feedback=feedback.function,
         )
         self.alarms = Alarms(self, "Alarms", environment=environment, reporting=relay.rule)

@@ -4,10 +4,12 @@ Shape: Amazon EventBridge User Guide, "Scheduled events". EventBridge invokes as
 for the one before it; it sends no retries here, because every schedule's next run makes up for a failed one.
 """
 
+import json
 import logging
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -22,14 +24,24 @@ log = logging.getLogger(__name__)
 
 
 class Schedule(Service):
-    """One rule: invokes `function` once every `interval`, the first time one interval after `start`."""
+    """One rule: invokes `function` once every `interval`, the first time one interval after `start`.
 
-    def __init__(self, rule_name: str, interval: timedelta, function: Invocable) -> None:
+    `on_failure` stands in for the queue where the function's failed runs end, and gets what Lambda writes there.
+    """
+
+    def __init__(
+        self,
+        rule_name: str,
+        interval: timedelta,
+        function: Invocable,
+        on_failure: Callable[[str], None] = lambda record: None,
+    ) -> None:
         if interval <= timedelta():
             raise ValueError(f"interval={interval}; allowed is a positive one")
         self.rule_name = rule_name
         self.interval = interval
         self._function = function
+        self._on_failure = on_failure
         self._stopping = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name=f"rule {rule_name}", daemon=True)
         self._lock = threading.Lock()
@@ -69,8 +81,11 @@ class Schedule(Service):
 
     def fire(self) -> Any:
         """Invoke now, besides the ticks, and return the function's result. Raises FunctionFailed."""
+        return self._invoke(self.event())
+
+    def _invoke(self, event: dict[str, Any]) -> Any:
         try:
-            result = self._function.invoke(self.event())
+            result = self._function.invoke(event)
         except FunctionFailed as error:
             with self._lock:
                 self.runs += 1
@@ -131,10 +146,24 @@ class Schedule(Service):
         run.start()
 
     def _run(self) -> None:
+        event = self.event()
         try:
-            self.fire()
-        except FunctionFailed:
-            pass  # Counted and logged; nobody waits for a tick's result.
+            self._invoke(event)
+        except FunctionFailed as error:
+            # Counted and logged; nobody waits for a tick's result.
+            self._on_failure(_failed_run(event, error))
         finally:
             with self._lock:
                 self._running.discard(threading.current_thread())
+
+
+def _failed_run(event: dict[str, Any], error: FunctionFailed) -> str:
+    """Shape: AWS Lambda Developer Guide, Capturing records of Lambda asynchronous invocations."""
+    record = {
+        "version": "1.0",
+        "timestamp": datetime.now(UTC).isoformat(),
+        "requestContext": {"condition": "RetriesExhausted", "approximateInvokeCount": 1},
+        "requestPayload": event,
+        "responsePayload": {"errorMessage": error.message, "errorType": error.error_type},
+    }
+    return json.dumps(record)

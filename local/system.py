@@ -1,5 +1,6 @@
 """The whole system on one machine: embedded servers, stand-ins for what Lambda does, and the real handlers."""
 
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import Any, Final, Self
 
 import boto3
 import psycopg
+from botocore.exceptions import BotoCoreError
 
 from campaign_jobs import catalog
 from campaign_jobs.database import migrations
@@ -337,7 +339,9 @@ class LocalSystem:
             catalog.RELAY.name: self._tuning.relay_interval or duration(catalog.RELAY.default_interval),
         }
         for name, interval in intervals.items():
-            schedule = Schedule(self.function_name(name), interval, self.functions[name])
+            queue_url = self.client("sqs").get_queue_url(QueueName=f"{self.function_name(name)}-failed-runs")
+            keep = functools.partial(self._keep_failed_run, queue_url["QueueUrl"])
+            schedule = Schedule(self.function_name(name), interval, self.functions[name], keep)
             self.schedules[name] = schedule
             schedule.start()
         # The relay's rule would start it only in a minute; follow-up events should not wait for that.
@@ -352,6 +356,13 @@ class LocalSystem:
             port=pick_port(self._preferred(CONTROL_PORT)),
         )
         self._control.start()
+
+    def _keep_failed_run(self, queue_url: str, record: str) -> None:
+        try:
+            self.client("sqs").send_message(QueueUrl=queue_url, MessageBody=record)
+        except BotoCoreError:
+            # The stand-in is stopped before the runs have all ended.
+            log.debug("a failed run is kept nowhere", exc_info=True)
 
     @staticmethod
     def function_name(job_type: str) -> str:

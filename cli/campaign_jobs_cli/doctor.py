@@ -194,17 +194,20 @@ def check_heartbeats(target: Target) -> Iterator[Finding]:
 
 
 def check_queues(target: Target) -> Iterator[Finding]:
+    for job_type in (*catalog.EVENT_JOB_TYPES, *catalog.QUEUE_JOB_TYPES):
+        yield _empty(target, f"{job_type.name}-dead-letters", f"{target.command} dead-letters list")
+    for scheduled in catalog.SCHEDULED_JOB_TYPES:
+        yield _empty(target, f"{scheduled.name}-failed-runs", f"look at the log of {scheduled.name}")
+
+
+def _empty(target: Target, name: str, what_to_do: str) -> Finding:
     sqs = target.client("sqs")
-    names = [
-        f"{job_type.name}-dead-letters" for job_type in (*catalog.EVENT_JOB_TYPES, *catalog.QUEUE_JOB_TYPES)
-    ]
-    for name in names:
-        attributes = sqs.get_queue_attributes(
-            QueueUrl=target.queue_url(name), AttributeNames=["ApproximateNumberOfMessages"]
-        )["Attributes"]
-        count = int(attributes["ApproximateNumberOfMessages"])
-        what = f"{target.command} dead-letters list" if count else None
-        yield Finding(name, Health.WARNING if count else Health.FINE, f"{count} messages", what)
+    attributes = sqs.get_queue_attributes(
+        QueueUrl=target.queue_url(name), AttributeNames=["ApproximateNumberOfMessages"]
+    )["Attributes"]
+    if count := int(attributes["ApproximateNumberOfMessages"]):
+        return Finding(name, Health.WARNING, f"{count} messages", what_to_do)
+    return Finding(name, Health.FINE, "no messages")
 
 
 def check_ses(target: Target) -> Iterator[Finding]:

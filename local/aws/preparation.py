@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from campaign_jobs.catalog import EVENT_JOB_TYPES, QUEUE_JOB_TYPES
+from campaign_jobs.catalog import EVENT_JOB_TYPES, QUEUE_JOB_TYPES, SCHEDULED_JOB_TYPES
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
@@ -19,13 +19,16 @@ _MAXIMUM_MESSAGE_BYTES: Final = 1_048_576
 _RETENTION_SECONDS: Final = 14 * 24 * 60 * 60
 # A retry is received alone, so its function needs no more than its own time-out and a little to answer.
 _VISIBILITY_MARGIN_SECONDS: Final = 10
+_DEFAULT_VISIBILITY_SECONDS: Final = 30
+"""SQS's own, for queues that no function reads."""
 
 
 @dataclass(frozen=True)
 class LocalQueue:
-    """A queue to create, with the setting that carries its URL."""
+    """A queue to create."""
 
-    setting: str
+    setting: str | None
+    """What carries its URL, where a function is told."""
     name: str
     visibility_timeout_seconds: int
     dead_letter_queue: str | None = None
@@ -36,7 +39,8 @@ class LocalQueue:
 def catalog_queues(
     prefix: str = "campaign-jobs-local", *, timeout_seconds: Mapping[str, float] | None = None
 ) -> list[LocalQueue]:
-    """The queues of the catalog: each lane's retry queue, each job type's dead-letter queue, and those that feed.
+    """The queues of the catalog: each lane's retry queue, each job type's dead-letter queue, those that feed, and where
+    runs by a schedule end that have failed.
 
     `timeout_seconds` are those of functions, by name, that differ from the catalog.
     """
@@ -68,6 +72,10 @@ def catalog_queues(
                 queue_job_type.max_receives,
             ),
         ]
+    queues += [
+        LocalQueue(None, f"{prefix}-{scheduled.name}-failed-runs", _DEFAULT_VISIBILITY_SECONDS)
+        for scheduled in SCHEDULED_JOB_TYPES
+    ]
     return queues
 
 
@@ -101,7 +109,8 @@ def prepare(
                 }
             )
         created = sqs.create_queue(QueueName=queue.name, Attributes=attributes)
-        urls[queue.setting] = created["QueueUrl"]
+        if queue.setting is not None:
+            urls[queue.setting] = created["QueueUrl"]
     return urls
 
 

@@ -133,6 +133,16 @@ def test_dead_letters_are_a_warning(target: Target) -> None:
     assert (found.health, found.found) == (Health.WARNING, "1 messages")
 
 
+def test_failed_runs_are_a_warning(target: Target) -> None:
+    queue_url = target.queue_url("fraud-failed-runs")
+    target.client("sqs").send_message(QueueUrl=queue_url, MessageBody="{}")
+    found = {part: finding for part, finding in findings(target, "dead letters").items() if "failed" in part}
+    assert found.keys() == {"analytics-failed-runs", "fraud-failed-runs", "relay-failed-runs"}
+    assert found["analytics-failed-runs"].health is Health.FINE
+    assert found["fraud-failed-runs"].health is Health.WARNING
+    assert found["fraud-failed-runs"].what_to_do == "look at the log of fraud"
+
+
 def test_a_paused_account_is_broken(target: Target, aws: AwsStandIn) -> None:
     assert {finding.health for finding in findings(target, "SES").values()} == {Health.FINE}
     aws.set_account(AccountSettings(sending_enabled=False))

@@ -64,10 +64,15 @@ def test_it_ticks_with_a_new_event_each_time() -> None:
 
 def test_a_failed_run_does_not_end_the_ticking_and_fire_raises() -> None:
     function = Recorder(enough=3, act=fail)
-    schedule = Schedule("rule", SOON, function)
+    kept: list[str] = []
+    schedule = Schedule("rule", SOON, function, kept.append)
     with schedule:
         assert function.enough.wait(60)
     assert schedule.failed_runs == schedule.runs == len(function.events)
+    records = [json.loads(record) for record in kept]
+    assert [record["requestPayload"] for record in records] == function.events
+    assert {record["responsePayload"]["errorMessage"] for record in records} == {"on purpose"}
+    assert {record["requestContext"]["condition"] for record in records} == {"RetriesExhausted"}
     with pytest.raises(FunctionFailed, match="on purpose"):
         schedule.fire()
 
