@@ -9,6 +9,8 @@ from psycopg import IsolationLevel
 from rich.text import Text
 
 from campaign_jobs_cli import explain_events, explain_people, naming, session
+from campaign_jobs_cli.dead_letters.finding import find
+from campaign_jobs_cli.dead_letters.letters import Filter
 from campaign_jobs_cli.errors import ExitCode
 from campaign_jobs_cli.output import Format, Output
 from campaign_jobs_cli.targets import Connection
@@ -31,11 +33,18 @@ def explain(
     campaign: Annotated[
         str | None, typer.Option("--campaign", help="Of this campaign alone, by id or name.")
     ] = None,
+    dead_letters: Annotated[
+        bool,
+        typer.Option(
+            "--dead-letters",
+            help="Look for the event in the dead-letter queues too, which hides them from others meanwhile.",
+        ),
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Long tables to their end.")] = False,
 ) -> None:
     """Say what became of an event, or where a person stands and why: position, referrals, mails, rewards, holds.
 
-    Exit code 1 where the database knows nothing of it.
+    Exit code 1 where nothing is known of it.
     """
     opened = session.of(context)
     output = opened.output
@@ -52,6 +61,8 @@ def explain(
                 else explain_events.read(connection, subject, opened.target.command)
             )
     if event is not None:
+        if dead_letters:
+            event = explain_events.with_dead_letters(event, find(opened, Filter(frozenset({subject}))).rows())
         _show_event(output, event)
         known = bool(event["known"])
     else:
@@ -91,6 +102,7 @@ def _show_event(output: Output, event: Mapping[str, Any]) -> None:
             output.record(shown, title=title)
     for title, name, columns in (
         ("What SES reports", "ses_events", ("occurred_at", "delivery_status", "detail", "ses_message_id")),
+        ("Dead letters", "dead_letters", ("id", "at", "job_type", "reason", "attempts", "copies")),
         ("Webhook attempts", "webhook_attempts", ("attempted_at", "status_code", "error", "duration_ms")),
     ):
         if event[name]:

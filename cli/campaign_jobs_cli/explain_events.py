@@ -1,10 +1,10 @@
 """What the database knows of one event, and where to look for the rest."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from campaign_jobs import catalog
 from campaign_jobs_cli.targets import Connection
 
 # All that is kept under an event's id, in one statement; each part is NULL or an empty list where there is nothing.
@@ -42,6 +42,8 @@ SELECT
 """
 
 
+_WHETHER_GIVEN_UP: Final = ": whether it was given up, and why"
+
 # Without the token of a claim, and without what a producer gave for the template.
 _MAIL: Final = (
     "type", "email", "status", "reason", "delivery_status", "delivery_status_at", "accepted_at", "ses_message_id",
@@ -65,7 +67,23 @@ def read(connection: Connection, event_id: str, command: str = "campaign-jobs") 
         "type": type_,
         "outcome": _outcome(found),
         **row,
+        "dead_letters": None,
         "look_also": _look_also(event_id, found, type_, command),
+    }
+
+
+def with_dead_letters(event: dict[str, Any], letters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same, after the dead-letter queues were asked for it: `letters` are the rows of those found."""
+    looks = [line for line in event["look_also"] if not line.endswith(_WHETHER_GIVEN_UP)]
+    if not letters:
+        return {**event, "dead_letters": [], "look_also": looks}
+    return {
+        **event,
+        "known": True,
+        "type": event["type"] or letters[0]["event_type"],
+        "outcome": f"given up: {letters[0]['reason']}",
+        "dead_letters": list(letters),
+        "look_also": looks,
     }
 
 
@@ -145,13 +163,11 @@ def _of_webhook(attempt: Mapping[str, Any], reward: Mapping[str, Any] | None) ->
 
 def _look_also(event_id: str, found: Mapping[str, Any], type_: str | None, command: str) -> list[str]:
     """Commands that know what the database does not: the topic, and the queues."""
-    job_type = catalog.JOB_TYPE_BY_EVENT_TYPE.get(type_ or "")
     mail = found.get("mail")
     is_over = mail is not None and mail["status"] in ("accepted", "skipped", "parked")
     commands = []
     if not is_over:
-        which = f" --job-type {job_type.name}" if job_type else ""
-        commands.append(f"{command} dead-letters list{which}: whether it was given up, and why")
+        commands.append(f"{command} explain {shlex.quote(event_id)} --dead-letters{_WHETHER_GIVEN_UP}")
         commands.append(f"{command} lag: whether its job type is behind, and the oldest retry")
     if "outbox" not in found:
         what = f" --type {type_}" if type_ else ""

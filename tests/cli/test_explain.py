@@ -218,7 +218,7 @@ def test_outcomes_of_mails(
     )
     event = command("explain", "it", "--output", "json").json
     assert event["outcome"] == outcome
-    has_to_look = any("dead-letters list --job-type email" in line for line in event["look_also"])
+    has_to_look = any("explain it --dead-letters" in line for line in event["look_also"])
     assert has_to_look == outcome.startswith("failed")
 
 
@@ -255,7 +255,7 @@ def test_an_event_that_the_database_does_not_know(command: Command, connection: 
     assert printed.code == 1
     assert printed.json["known"] is False
     looks = "\n".join(printed.json["look_also"])
-    for other in ("dead-letters list", "events tail --from", f"event_id = {event_id}"):
+    for other in (f"explain {event_id} --dead-letters", "events tail --from", f"event_id = {event_id}"):
         assert other in looks
 
 

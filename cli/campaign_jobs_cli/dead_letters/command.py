@@ -1,22 +1,20 @@
 """The commands `campaign-jobs dead-letters list|show|redrive|discard`."""
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from campaign_jobs_cli import session, times
+from campaign_jobs_cli.dead_letters.finding import find
 from campaign_jobs_cli.dead_letters.letters import JOB_TYPES, Filter, Found, Letter, pattern_of
 from campaign_jobs_cli.dead_letters.queue import Reading, reading, send
 from campaign_jobs_cli.dead_letters.saving import saving
 from campaign_jobs_cli.errors import NotFound, WrongInput
-from campaign_jobs_cli.output import Advance
-from campaign_jobs_cli.selection import RewardOwners, campaign_of
+from campaign_jobs_cli.selection import campaign_of
 from campaign_jobs_cli.session import Session, Yes
 from campaign_jobs_cli.targets import Target
 
@@ -67,7 +65,7 @@ def list_(
     They are hidden from others while they are read, and back afterwards.
     """
     opened = session.of(context)
-    found = _find(
+    found = find(
         opened,
         _filter(
             opened.target,
@@ -92,7 +90,7 @@ def show(
 ) -> None:
     """Show dead letters whole, with the event as it came."""
     opened = session.of(context)
-    found = _find(opened, _filter(opened.target, ids, job_types))
+    found = find(opened, _filter(opened.target, ids, job_types))
     if not found:
         raise NotFound(f"there is no dead letter {', '.join(ids)}")
     _tell_missing(opened, ids, found)
@@ -139,7 +137,7 @@ def redrive(
         until=until,
         needed=not everything,
     )
-    found = _find(opened, wanted)
+    found = find(opened, wanted)
     _tell_missing(opened, ids, found)
     going = Found()
     going.add([letter for letter in found.messages if letter.destination is not None])
@@ -202,7 +200,7 @@ def discard(
         until=until,
         needed=not everything,
     )
-    found = _find(opened, wanted)
+    found = find(opened, wanted)
     _tell_missing(opened, ids, found)
     _plan(opened, found, lambda _: None)
     discarded: Counter[str] = Counter()
@@ -249,35 +247,6 @@ def _filter(
     )
     if needed and found.is_everything:
         raise WrongInput("say which dead letters are meant: by id, --job-type, --reason and others, or --all")
-    return found
-
-
-def _find(opened: Session, wanted: Filter) -> Found:
-    """Read the queues, side by side, because each is waited for. Nothing is changed."""
-    target, output = opened.target, opened.output
-    target.client("sqs")  # Before the threads, which must not make it at once.
-    stopping = threading.Event()
-
-    def read(job_type: str, advance: Advance) -> list[Letter]:
-        found: list[Letter] = []
-        with reading(target, job_type) as queue:
-            for letters in queue.batches():
-                found += letters
-                advance(len(letters))
-                if stopping.is_set():
-                    break
-        if queue.cut:
-            output.note(f"{job_type}: SQS shows no more than {queue.seen} at a time.")
-        return found
-
-    with output.progress("Reading dead letters") as advance, ThreadPoolExecutor() as pool:
-        try:
-            futures = [pool.submit(read, job_type, advance) for job_type in wanted.job_types]
-            letters = [letter for future in futures for letter in future.result()]
-        finally:
-            stopping.set()
-    found = Found()
-    found.add(wanted.chosen(letters, RewardOwners(target)))
     return found
 
 

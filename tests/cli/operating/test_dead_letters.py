@@ -74,6 +74,23 @@ def listed(type_: Type, *words: object) -> list[dict[str, Any]]:
     return found
 
 
+def test_an_event_is_explained_by_its_dead_letter(type_: Type, target: Target) -> None:
+    send(target, "email-dead-letters", dead(mail("one")), dead(mail("two"), offset=8))
+    assert type_("explain", "one", "--output", "json").json["known"] is False
+    explained = type_("explain", "one", "--dead-letters", "--output", "json")
+    assert explained.code == ExitCode.DONE
+    found = explained.json
+    assert (found["known"], found["type"]) == (True, "job.email.welcome")
+    assert found["outcome"] == "given up: the user is gone"
+    assert [letter["id"] for letter in found["dead_letters"]] == ["3:7"]
+    assert not any("given up" in line for line in found["look_also"])
+    assert counts(target, "email-dead-letters") == (2, 0)
+    page = type_("explain", "one", "--dead-letters").out
+    assert "Dead letters" in page and "3:7" in page
+    other = type_("explain", "three", "--dead-letters", "--output", "json")
+    assert (other.code, other.json["dead_letters"]) == (ExitCode.FAILED, [])
+
+
 def test_list_tells_what_where_and_why(type_: Type, target: Target) -> None:
     send(target, "email-dead-letters", dead(mail("one")))
     (row,) = listed(type_)
