@@ -10,6 +10,8 @@ from pathlib import Path
 import boto3
 import psycopg
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from campaign_jobs.database import migrations
 from campaign_jobs.database.connection import Connection, Database
@@ -23,17 +25,25 @@ TEMPLATE_DATABASE = f"campaign_jobs_template_{uuid.uuid4().hex}"
 
 SENDER_DOMAIN = "mail.example.com"
 
+ROOMS = ("tests/crash/", "tests/e2e/system/", "tests/infrastructure/")
+"""Whose tests share what takes long: imports, a whole system, templates."""
+
 LONGEST = (
-    "test_every_boundary",
-    "test_chaos",
-    "test_stopping",
-    "test_demo",
-    "test_killers",
-    "test_deadlines",
-    "test_mails",
-    "test_completeness",
+    "tests/e2e/test_chaos",
+    "tests/crash/",
+    "tests/integration/test_killers",
+    "tests/integration/test_deadlines",
+    "tests/e2e/test_demo",
+    "tests/infrastructure/",
+    "tests/e2e/system/",
+    "tests/cli/operating/test_dead_letters",
+    "tests/interleavings/test_mails",
+    "tests/interleavings/test_fraud",
+    "tests/e2e/test_operating",
+    "tests/e2e/test_release_before",
+    "tests/asynq/test_stopping",
 )
-"""Files of tests that take longest, the longest first; the others follow in any order."""
+"""Where the tests begin that take longest, the longest first; the others follow in any order."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="stop processes in tests/crash also where a stop leaves the same behind as another one (make crash)",
     )
+
+
+class ByRoom(LoadFileScheduling):
+    """A file at a time for each worker, or a room of ROOMS."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((room for room in ROOMS if nodeid.startswith(room)), super()._split_scope(nodeid))
 
 
 class SharedServer(PostgresServer):
@@ -58,11 +75,22 @@ def _in_memory() -> Path | None:
     return shared_memory if roomy and os.access(shared_memory, os.W_OK) else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """What each worker takes (`make test`)."""
+    return ByRoom(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files begin first, since each stays with one worker (`make test`)."""
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    """The longest begin first, since each file or room stays with one worker."""
+
+    def rank(item: pytest.Item) -> int:
+        return next(
+            (rank for rank, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST)
+        )
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from local.aws.mails import read_mails
 from local.aws.script import Answer, ScriptLine
 from local.settings import LocalSettings
 from local.system import LocalSystem
-from tests.e2e.conftest import RELAY_OFTEN
+from tests.e2e.system.conftest import RELAY_OFTEN
 
 CAMPAIGN = UUID("7c1f0f0e-5d0a-4d53-9a0e-2f3f7f3d8a01")
 ADA, BEN = (
