@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ LONGEST = (
     "tests/e2e/test_chaos",
     "tests/crash/",
     "tests/integration/test_killers",
+    "tests/e2e/test_release_before",
     "tests/integration/test_deadlines",
     "tests/e2e/test_demo",
     "tests/infrastructure/",
@@ -40,7 +42,6 @@ LONGEST = (
     "tests/interleavings/test_mails",
     "tests/interleavings/test_fraud",
     "tests/e2e/test_operating",
-    "tests/e2e/test_release_before",
     "tests/asynq/test_stopping",
 )
 """Where the tests begin that take longest, the longest first; the others follow in any order."""
@@ -52,6 +53,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="stop processes in tests/crash also where a stop leaves the same behind as another one (make crash)",
     )
+
+
+def pytest_configure() -> None:
+    """A run in the background of a shell ignores Ctrl-C, and so would the processes that tests send it to."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ByRoom(LoadFileScheduling):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from local.postgres import PostgresServer
+
 MIGRATIONS = Path("layers/campaign_jobs/python/campaign_jobs/database/migrations")
 # What each function does with the database, as the code before says it.
 TESTS = (
@@ -35,8 +37,10 @@ def code_before(repository: Path) -> str:
     return git(repository, "rev-parse", "--verify", "--quiet", f"{newest}^") if newest else ""
 
 
-@pytest.mark.timeout(300)
-def test_the_code_before_works_on_the_schema_of_now(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(420)
+def test_the_code_before_works_on_the_schema_of_now(
+    repository: Path, tmp_path: Path, postgres_server: PostgresServer
+) -> None:
     before = code_before(repository)
     if not before:
         pytest.skip("no history in this copy of the repository")
@@ -57,11 +61,12 @@ def test_the_code_before_works_on_the_schema_of_now(repository: Path, tmp_path: 
             sys.executable,
             "-m",
             "pytest",
-            *("-q", "-p", "no:cacheprovider", "--numprocesses", "3", "--dist", "loadfile"),
+            *("-q", "-p", "no:cacheprovider"),
             *(t for t in TESTS if (tree / t).exists()),
         ],
         cwd=tree,
-        env={k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))},
+        env={k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))}
+        | {"CAMPAIGN_JOBS_TEST_POSTGRES_PORT": str(postgres_server.port)},
         capture_output=True,
         text=True,
         check=False,
