@@ -3,7 +3,6 @@
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -358,7 +357,7 @@ def test_mail_that_is_still_on_its_way_is_skipped(
     campaign.rank(user, 5)
     user_reward = campaign.earn(campaign.add_reward("email"), user)
     data = {"reward_earned": {"user_reward_id": str(user_reward)}, "milestone": {"milestone": 3}}
-    delivery = replace(campaign.asks(type_, user, **data.get(type_, {})), attempts_spent=attempts_spent)
+    delivery = campaign.asks(type_, user, **data.get(type_, {}))._replace(attempts_spent=attempts_spent)
     if attempts_spent:
         job.give_up([(delivery, "worn out")])
     erase(database, user)

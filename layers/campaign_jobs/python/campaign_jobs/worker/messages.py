@@ -8,9 +8,8 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from campaign_jobs import catalog
 from campaign_jobs.errors import CampaignJobsError
@@ -28,8 +27,7 @@ class UnreadableMessage(CampaignJobsError):
     """A message of a retry queue is not one of ours."""
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """One record as an invocation has it, from Kafka or from a retry queue."""
 
     coordinates: Coordinates
@@ -61,7 +59,7 @@ class Received:
         )
 
     def with_attempt(self) -> "Received":
-        return replace(self, attempts_spent=self.attempts_spent + 1)
+        return self._replace(attempts_spent=self.attempts_spent + 1)
 
 
 def from_kafka(event: dict[str, Any], *, now: datetime) -> list[Received]:

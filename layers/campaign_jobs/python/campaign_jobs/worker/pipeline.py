@@ -3,9 +3,8 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from campaign_jobs import events
 from campaign_jobs.catalog import BATCH_STOPPED, HEARTBEAT_EVENT_TYPE, EventJobType, Lane
@@ -81,8 +80,7 @@ def lane_of(job_type: EventJobType, invoked_function_arn: str) -> Lane:
     raise UnknownLane(f"the function was invoked by the alias {alias or '(none)'}; allowed are {names}")
 
 
-@dataclass(frozen=True)
-class _Known:
+class _Known(NamedTuple):
     """A record that is a valid event of this job type."""
 
     received: Received

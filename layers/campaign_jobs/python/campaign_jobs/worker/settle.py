@@ -6,9 +6,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aws_lambda_powertools import Logger
 
@@ -22,8 +21,7 @@ from campaign_jobs.worker.queues import Outgoing, Queues
 MAX_BACKOFF: Final = timedelta(hours=1)
 
 
-@dataclass(frozen=True)
-class Settlement:
+class Settlement(NamedTuple):
     """One record with its outcome, and what is known of its event."""
 
     received: Received
@@ -76,7 +74,7 @@ class Settler:
     def isolate(self, received: Sequence[Received], retry_queue_url: str) -> None:
         """Hand records on as they came, spending nothing. Raises QueueUnavailable when one was not kept."""
         self._queues.send(
-            [Outgoing(retry_queue_url, body_of(replace(item, isolated=True))) for item in received]
+            [Outgoing(retry_queue_url, body_of(item._replace(isolated=True))) for item in received]
         )
 
     def renew(self, event: dict[str, Any], retry_queue_url: str) -> int:
@@ -135,17 +133,20 @@ class Settler:
 
 def _log_fields(item: Settlement) -> dict[str, object]:
     coordinates = item.received.coordinates
-    fields = {
-        "event_id": item.event_id,
-        "event_type": item.event_type,
+    fields: dict[str, object] = {
         "outcome": type(item.outcome).__name__.lower(),
-        "reason": getattr(item.outcome, "reason", None),
         "attempts_spent": item.received.attempts_spent,
         "topic": coordinates.topic,
         "partition": coordinates.partition,
         "offset": coordinates.offset,
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    if item.event_id is not None:
+        fields |= {"event_id": item.event_id, "event_type": item.event_type}
+    elif item.event_type is not None:
+        fields["event_type"] = item.event_type
+    if (reason := getattr(item.outcome, "reason", None)) is not None:
+        fields["reason"] = reason
+    return fields
 
 
 def _is_worn(attributes: dict[str, str]) -> bool:
