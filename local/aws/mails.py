@@ -120,13 +120,14 @@ class MailDirectory:
 
 
 def read_mails(directory: Path) -> list[Mail]:
-    """All mails of a mail directory, in the order in which they were accepted."""
+    """All mails of a mail directory, in the order of their numbers."""
     journal = directory / "mails.jsonl"
     if not journal.exists():
         return []
     # A line that a crash cut short has no end, and its mail's answer was never given.
     lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
-    return [Mail(**json.loads(line)) for line in lines]
+    # Of two at the same time, either may come into the journal first.
+    return sorted((Mail(**json.loads(line)) for line in lines), key=lambda mail: mail.number)
 
 
 def _head(mail: Mail) -> str:

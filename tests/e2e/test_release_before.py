@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,13 @@ def test_the_code_before_works_on_the_schema_of_now(
     before = code_before(repository)
     if not before:
         pytest.skip("no history in this copy of the repository")
-    archive = tmp_path / "before.tar"
+    archive = tmp_path / "before.zip"
     assert (
-        git(repository, "archive", "--format=tar", f"--output={archive}", before) == "" and archive.exists()
+        git(repository, "archive", "--format=zip", f"--output={archive}", before) == "" and archive.exists()
     )
     tree = tmp_path / "before"
-    with tarfile.open(archive) as tar:
-        tar.extractall(tree, filter="data")
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tree)
     for old in (tree / MIGRATIONS).glob("*.sql"):
         old.unlink()
     for migration in (repository / MIGRATIONS).glob("*.sql"):

@@ -232,6 +232,20 @@ def test_the_index_escapes_what_it_lists_and_numbers_go_on(tmp_path: Path) -> No
     assert [mail.message_id for mail in read_mails(tmp_path)] == ["m-1", "m-2"]
 
 
+def test_mails_that_came_together_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    mails = MailDirectory(tmp_path)
+    for number in (1, 2, 3):
+        simple = {"Subject": {"Data": f"number {number}"}, "Body": {"Text": {"Data": "hello"}}}
+        destination = {"ToAddresses": ["a@example.org"]}
+        mails.add({"Content": {"Simple": simple}, "Destination": destination}, f"m-{number}")
+    mails.close()
+    journal = tmp_path / "mails.jsonl"
+    first, second, third = journal.read_text("utf-8").splitlines(keepends=True)
+    # The second was faster than the first.
+    journal.write_text(second + first + third, "utf-8")
+    assert [mail.number for mail in read_mails(tmp_path)] == [1, 2, 3]
+
+
 def test_every_queue_of_the_catalog_is_there_under_its_setting(ses: "SESV2Client", sqs: "SQSClient") -> None:
     urls = prepare(ses, sqs, ["mail.example.com"])
     assert prepare(ses, sqs, ["mail.example.com"]) == urls

@@ -1,7 +1,6 @@
 """Any message of a retry queue is read or kept as a dead letter, and what was read survives every way it may go."""
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -28,13 +27,13 @@ def run(data: bytes) -> None:
         _fits(dead_letter_of_unreadable(text, job_type="email", reason=str(error), now=NOW))
         return
     assert received.from_retry_queue
-    assert read_body(_fits(body_of(received)), now=NOW) == replace(received, not_before=None)
+    assert read_body(_fits(body_of(received)), now=NOW) == received._replace(not_before=None)
     wait = backoff(received.attempts_spent, timedelta(seconds=5))
     assert timedelta() < wait <= timedelta(hours=1)
     again = received.with_attempt()
-    assert _read(body_of(again, not_before=NOW + wait, reason="…")) == replace(again, not_before=NOW + wait)
+    assert _read(body_of(again, not_before=NOW + wait, reason="…")) == again._replace(not_before=NOW + wait)
     dead = _read(dead_letter_of(received, job_type="email", reason="…", now=NOW))
-    assert dead == replace(received, attempts_spent=0, first_received_at=NOW, not_before=None)
+    assert dead == received._replace(attempts_spent=0, first_received_at=NOW, not_before=None)
 
 
 def _read(body: dict[str, Any]) -> Received:
