@@ -1,9 +1,9 @@
 """Two sides of a race, stepped: one runs at a time, and each stops at the boundaries of its transactions.
 
 A boundary is the moment before a transaction begins (from then on its now() is fixed), before each of its statements,
-and before it commits; what comes after a commit is the next boundary, or the end. Calls to the outside (SES, a webhook, Kafka) are boundaries where the
-test's own adapter says so. Nothing in the package knows of this: `Database` is subclassed, and psycopg lets a
-connection's class of cursors be chosen.
+and before it commits; what comes after a commit is the next boundary, or the end. Calls to the outside (SES, a webhook,
+Kafka) are boundaries where the test's own adapter says so. Nothing in the package knows of this: `Database` is
+subclassed, and psycopg lets a connection's class of cursors be chosen.
 """
 
 import threading
