@@ -43,7 +43,7 @@ local: $(LOCAL) ## Start the whole system on this machine; Ctrl-C stops it
 test: $(DEV) ## Run all tests, e.g. make test ARGS="tests/unit -k email"
 	@python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 # More than processors, because most tests of servers wait.
-WORKERS ?= 4
+WORKERS ?= 3
 
 mutants: $(DEV) ## Remove each guard in turn and prove that a test notices, e.g. make mutants ARGS="--only claim"
 	@python -m tests.mutants $(ARGS)

@@ -51,6 +51,7 @@ class Endpoint:
     """The function behind its URL, and what it logs."""
 
     url: FunctionUrl
+    function: Function
     log_file: Path
 
     def request(
@@ -71,6 +72,8 @@ class Endpoint:
 
     @property
     def log(self) -> str:
+        """All that it has logged. Ends the function, because its last lines may come after its answer."""
+        self.function.close()
         return self.log_file.read_text(encoding="utf-8") if self.log_file.exists() else ""
 
 
@@ -95,7 +98,7 @@ def serve(tmp_path: Path, database_url: str) -> Iterator[Serve]:
         url = FunctionUrl(function)
         url.start()
         stops.extend([url.stop, function.close])
-        return Endpoint(url, tmp_path / f"{function.name}.log")
+        return Endpoint(url, function, tmp_path / f"{function.name}.log")
 
     yield start
     for stop in stops:
