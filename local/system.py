@@ -338,9 +338,10 @@ class LocalSystem:
             catalog.FRAUD.name: self.settings.fraud_detection_interval,
             catalog.RELAY.name: self._tuning.relay_interval or duration(catalog.RELAY.default_interval),
         }
+        sqs = self.client("sqs")
         for name, interval in intervals.items():
-            queue_url = self.client("sqs").get_queue_url(QueueName=f"{self.function_name(name)}-failed-runs")
-            keep = functools.partial(self._keep_failed_run, queue_url["QueueUrl"])
+            queue_url = sqs.get_queue_url(QueueName=f"{self.function_name(name)}-failed-runs")["QueueUrl"]
+            keep = functools.partial(self._keep_failed_run, sqs, queue_url)
             schedule = Schedule(self.function_name(name), interval, self.functions[name], keep)
             self.schedules[name] = schedule
             schedule.start()
@@ -357,9 +358,10 @@ class LocalSystem:
         )
         self._control.start()
 
-    def _keep_failed_run(self, queue_url: str, record: str) -> None:
+    @staticmethod
+    def _keep_failed_run(sqs: Any, queue_url: str, record: str) -> None:
         try:
-            self.client("sqs").send_message(QueueUrl=queue_url, MessageBody=record)
+            sqs.send_message(QueueUrl=queue_url, MessageBody=record)
         except BotoCoreError:
             # The stand-in is stopped before the runs have all ended.
             log.debug("a failed run is kept nowhere", exc_info=True)

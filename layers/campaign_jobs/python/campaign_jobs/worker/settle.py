@@ -141,8 +141,8 @@ def _log_fields(item: Settlement) -> dict[str, object]:
         "offset": coordinates.offset,
     }
     if item.event_id is not None:
-        fields |= {"event_id": item.event_id, "event_type": item.event_type}
-    elif item.event_type is not None:
+        fields["event_id"] = item.event_id
+    if item.event_type is not None:
         fields["event_type"] = item.event_type
     if (reason := getattr(item.outcome, "reason", None)) is not None:
         fields["reason"] = reason
