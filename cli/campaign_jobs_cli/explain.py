@@ -58,7 +58,7 @@ def explain(
             event = (
                 None
                 if found or "@" in subject
-                else explain_events.read(connection, subject, opened.target.command)
+                else explain_events.read(connection, subject, opened.target.command, asks_queues=dead_letters)
             )
     if event is not None:
         if dead_letters:

@@ -42,8 +42,6 @@ SELECT
 """
 
 
-_WHETHER_GIVEN_UP: Final = ": whether it was given up, and why"
-
 # Without the token of a claim, and without what a producer gave for the template.
 _MAIL: Final = (
     "type", "email", "status", "reason", "delivery_status", "delivery_status_at", "accepted_at", "ses_message_id",
@@ -52,8 +50,13 @@ _MAIL: Final = (
 )  # fmt: skip
 
 
-def read(connection: Connection, event_id: str, command: str = "campaign-jobs") -> dict[str, Any]:
-    """What is known under the id; `known` is False where that is nothing. `command` begins what to type next."""
+def read(
+    connection: Connection, event_id: str, command: str = "campaign-jobs", *, asks_queues: bool = False
+) -> dict[str, Any]:
+    """What is known under the id; `known` is False where that is nothing. `command` begins what to type next.
+
+    Whoever asks the dead-letter queues as well adds what they hold (`with_dead_letters`).
+    """
     row = connection.execute(_READ, {"id": event_id}).fetchone()
     assert row is not None
     row = {name: _read_back(value) for name, value in row.items()}
@@ -68,22 +71,20 @@ def read(connection: Connection, event_id: str, command: str = "campaign-jobs") 
         "outcome": _outcome(found),
         **row,
         "dead_letters": None,
-        "look_also": _look_also(event_id, found, type_, command),
+        "look_also": _look_also(event_id, found, type_, command, asks_queues=asks_queues),
     }
 
 
 def with_dead_letters(event: dict[str, Any], letters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The same, after the dead-letter queues were asked for it: `letters` are the rows of those found."""
-    looks = [line for line in event["look_also"] if not line.endswith(_WHETHER_GIVEN_UP)]
     if not letters:
-        return {**event, "dead_letters": [], "look_also": looks}
+        return {**event, "dead_letters": []}
     return {
         **event,
         "known": True,
         "type": event["type"] or letters[0]["event_type"],
         "outcome": f"given up: {letters[0]['reason']}",
         "dead_letters": list(letters),
-        "look_also": looks,
     }
 
 
@@ -161,13 +162,17 @@ def _of_webhook(attempt: Mapping[str, Any], reward: Mapping[str, Any] | None) ->
     return f"not delivered: the last attempt ended with {answer}{now}"
 
 
-def _look_also(event_id: str, found: Mapping[str, Any], type_: str | None, command: str) -> list[str]:
+def _look_also(
+    event_id: str, found: Mapping[str, Any], type_: str | None, command: str, *, asks_queues: bool
+) -> list[str]:
     """Commands that know what the database does not: the topic, and the queues."""
     mail = found.get("mail")
     is_over = mail is not None and mail["status"] in ("accepted", "skipped", "parked")
     commands = []
+    if not is_over and not asks_queues:
+        given_up = f"{command} explain {shlex.quote(event_id)} --dead-letters"
+        commands.append(f"{given_up}: whether it was given up, and why")
     if not is_over:
-        commands.append(f"{command} explain {shlex.quote(event_id)} --dead-letters{_WHETHER_GIVEN_UP}")
         commands.append(f"{command} lag: whether its job type is behind, and the oldest retry")
     if "outbox" not in found:
         what = f" --type {type_}" if type_ else ""
