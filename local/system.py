@@ -9,16 +9,14 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import boto3
 import psycopg
 from botocore.exceptions import BotoCoreError
 
@@ -28,29 +26,24 @@ from campaign_jobs.database.connection import Database
 from campaign_jobs.errors import DatabaseUnavailable
 from campaign_jobs.relay.lease import Lease
 from campaign_jobs.settings import BY_FUNCTION, duration
-from local.aws import AwsStandIn, FeedbackSettings
+from local.aws import FeedbackSettings
 from local.aws.preparation import catalog_queues, prepare
 from local.control import Control
 from local.function_urls import FunctionUrl, url_at
 from local.functions import REPOSITORY, Function, FunctionConfiguration
-from local.kafka import KafkaBroker, create_topic
+from local.kafka import create_topic
 from local.mappings.kafka import KafkaMapping
 from local.mappings.of_catalog import catalog_mappings
 from local.mappings.registered import RegisteredMapping
 from local.mappings.sqs import SqsMapping
-from local.postgres import PostgresServer
 from local.processes import pick_port
 from local.schedules import Schedule
+from local.servers import REGION, Progress, Servers
 from local.settings import LocalSettings, go_duration, passed_on
 
 ENVIRONMENT: Final = "local"
-REGION: Final = "us-east-1"
-KAFKA_PORT: Final = 9092
-POSTGRES_PORT: Final = 5432
-AWS_PORT: Final = 4566
 UNSUBSCRIBE_PORT: Final = 8480
 CONTROL_PORT: Final = 4567
-DATABASE_NAME: Final = "campaign_jobs"
 # How many execution environments a function may have at once; each is a process.
 MAX_CONCURRENCY: Final = {"email": 3}
 DEFAULT_CONCURRENCY: Final = 2
@@ -58,7 +51,6 @@ DEFAULT_CONCURRENCY: Final = 2
 # As long as the slowest lane takes to get a heartbeat through, and more.
 HEARTBEAT_PATIENCE_SECONDS: Final = 30
 
-Progress = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
@@ -113,16 +105,17 @@ class LocalSystem:
         self._function_settings = dict(passed_on(os.environ)) | dict(function_settings or {})
         self._progress = progress
         self._on_log_line = on_log_line
-        self._durable = durable
         self._customary_ports = customary_ports
         self._tuning = tuning or Tuning()
-        # The embedded servers; None where another one takes the place.
-        self.postgres: PostgresServer | None = None
-        self.kafka: KafkaBroker | None = None
-        self.aws: AwsStandIn | None = None
-        self.database_url = ""
-        self.kafka_brokers = ""
-        self.aws_endpoint_url = ""
+        self.servers = Servers(
+            self.directory,
+            settings,
+            mail_directory=self.mail_directory,
+            log_directory=self.log_directory,
+            progress=progress,
+            durable=durable,
+            customary_ports=customary_ports,
+        )
         self.queue_urls: dict[str, str] = {}
         self.functions: dict[str, Function] = {}
         self._unsubscribe_port = 0
@@ -162,30 +155,25 @@ class LocalSystem:
     def start(self) -> None:
         """Start everything. Raises StartError or another CampaignJobsError that says what did not work."""
         self.log_directory.mkdir(parents=True, exist_ok=True)
-        # The three servers know nothing of each other, so they start side by side.
-        with ThreadPoolExecutor(3) as pool:
-            for started in [
-                pool.submit(self._start_postgres),
-                pool.submit(self._start_kafka),
-                pool.submit(self._start_aws),
-            ]:
-                started.result()
-        applied = migrations.apply(self.database_url)
+        self.servers.start()
+        applied = migrations.apply(self.servers.database_url)
         self._progress(
             f"Database schema: {len(applied)} migrations applied"
             if applied
             else "Database schema: up to date"
         )
-        create_topic(self.kafka_brokers, self.settings.kafka_job_topic, partitions=catalog.TOPIC_PARTITIONS)
+        create_topic(
+            self.servers.kafka_brokers, self.settings.kafka_job_topic, partitions=catalog.TOPIC_PARTITIONS
+        )
         sender_domain = self.settings.default_sender.rpartition("@")[2]
         self.queue_urls = prepare(
-            self.client("sesv2"),
-            self.client("sqs"),
+            self.servers.client("sesv2"),
+            self.servers.client("sqs"),
             [sender_domain, self.settings.default_sender],
             catalog_queues(timeout_seconds=self._tuning.timeout_seconds),
         )
-        if self.aws is not None:
-            self.aws.report(
+        if self.servers.aws is not None:
+            self.servers.aws.report(
                 FeedbackSettings(
                     self.queue_urls[catalog.FEEDBACK.queue_setting],
                     REGION,
@@ -199,73 +187,16 @@ class LocalSystem:
         self._start_control()
         self._write_endpoints()
 
-    def _preferred(self, port: int) -> int | None:
-        return port if self._customary_ports else None
-
-    def _start_postgres(self) -> None:
-        if self.settings.database_url is not None:
-            self.database_url = self.settings.database_url
-            self._progress("PostgreSQL: yours, from DATABASE_URL")
-            return
-        with self._timed("PostgreSQL"):
-            self.postgres = PostgresServer(
-                self.directory / "postgres",
-                preferred_port=self._preferred(POSTGRES_PORT),
-                durable=self._durable,
-            )
-            self.postgres.start()
-        try:
-            self.database_url = self.postgres.create_database(DATABASE_NAME)
-        except psycopg.errors.DuplicateDatabase:
-            self.database_url = self.postgres.url(DATABASE_NAME)
-
-    def _start_kafka(self) -> None:
-        if self.settings.kafka_brokers is not None:
-            self.kafka_brokers = self.settings.kafka_brokers
-            self._progress(f"Kafka: yours, {self.kafka_brokers}")
-            return
-        with self._timed("Apache Kafka"):
-            self.kafka = KafkaBroker(
-                self.directory / "kafka",
-                preferred_port=self._preferred(KAFKA_PORT),
-                progress=self._download_progress,
-            )
-            self.kafka.start()
-        self.kafka_brokers = self.kafka.bootstrap_servers
-
-    def _start_aws(self) -> None:
-        if self.settings.aws_endpoint_url is not None:
-            self.aws_endpoint_url = self.settings.aws_endpoint_url
-            self._progress(f"SES and SQS: yours, {self.aws_endpoint_url}")
-            return
-        with self._timed("SES and SQS stand-ins"):
-            self.aws = AwsStandIn(
-                self.mail_directory,
-                preferred_port=self._preferred(AWS_PORT),
-                log_file=self.log_directory / "aws.log",
-            )
-            self.aws.start()
-        self.aws_endpoint_url = self.aws.endpoint_url
-
-    def client(self, service: str) -> Any:
-        """A boto3 client for the stand-in, or for what AWS_ENDPOINT_URL names."""
-        keys = {}
-        if self.aws is not None:
-            keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
-        return boto3.client(
-            service,  # type: ignore[call-overload]
-            endpoint_url=self.aws_endpoint_url,
-            region_name=REGION,
-            **keys,
-        )
+    def _pick_port(self, customary: int) -> int:
+        return pick_port(customary if self._customary_ports else None)
 
     def _make_functions(self) -> None:
-        self._unsubscribe_port = pick_port(self._preferred(UNSUBSCRIBE_PORT))
+        self._unsubscribe_port = self._pick_port(UNSUBSCRIBE_PORT)
         values = {
             **self._function_settings,
             **self.queue_urls,
-            "DATABASE_URL": self.database_url,
-            "KAFKA_BROKERS": self.kafka_brokers,
+            "DATABASE_URL": self.servers.database_url,
+            "KAFKA_BROKERS": self.servers.kafka_brokers,
             "KAFKA_JOB_TOPIC": self.settings.kafka_job_topic,
             "KAFKA_JOB_CONSUMER_GROUP": self.settings.kafka_job_consumer_group,
             "KAFKA_WORKER_POOL_SIZE": str(self.settings.kafka_worker_pool_size),
@@ -291,7 +222,7 @@ class LocalSystem:
                     timeout_seconds=self._tuning.timeout_seconds.get(job_type.name, job_type.timeout_seconds),
                     memory_mb=job_type.memory_mb,
                     log_dir=self.log_directory,
-                    aws_endpoint_url=self.aws_endpoint_url,
+                    aws_endpoint_url=self.servers.aws_endpoint_url,
                     region=REGION,
                     on_log_line=self._on_log_line,
                 ),
@@ -321,12 +252,12 @@ class LocalSystem:
         self.mappings = catalog_mappings(
             self.functions,
             function_name=self.function_name,
-            bootstrap_servers=self.kafka_brokers,
+            bootstrap_servers=self.servers.kafka_brokers,
             topic=self.settings.kafka_job_topic,
             consumer_group=self.settings.kafka_job_consumer_group,
             members=self._tuning.members,
             max_batch_size=self._tuning.max_batch_size,
-            sqs=lambda: self.client("sqs"),
+            sqs=lambda: self.servers.client("sqs"),
             queue_urls=self.queue_urls,
         )
         for mapping in self.mappings:
@@ -338,7 +269,7 @@ class LocalSystem:
             catalog.FRAUD.name: self.settings.fraud_detection_interval,
             catalog.RELAY.name: self._tuning.relay_interval or duration(catalog.RELAY.default_interval),
         }
-        sqs = self.client("sqs")
+        sqs = self.servers.client("sqs")
         for name, interval in intervals.items():
             queue_url = sqs.get_queue_url(QueueName=f"{self.function_name(name)}-failed-runs")["QueueUrl"]
             keep = functools.partial(self._keep_failed_run, sqs, queue_url)
@@ -354,7 +285,7 @@ class LocalSystem:
             [(self.function_name(name), function) for name, function in self.functions.items()],
             self.mappings,
             self.schedules.values(),
-            port=pick_port(self._preferred(CONTROL_PORT)),
+            port=self._pick_port(CONTROL_PORT),
         )
         self._control.start()
 
@@ -387,13 +318,13 @@ class LocalSystem:
         found: dict[str, int] = {}
         behind = sum(not mapping.caught_up() for mapping in self.kafka_mappings)
         found["mappings behind"] = behind
-        if self.aws is not None:
+        if self.servers.aws is not None:
             # Before the queues, where they arrive.
-            found["events of SES"] = self.aws.pending_reports()
+            found["events of SES"] = self.servers.aws.pending_reports()
         for mapping in self.sqs_mappings:
             depth = mapping.depth()
             found[mapping.queue_name] = depth.visible + depth.in_flight + depth.delayed
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
+        with psycopg.connect(self.servers.database_url, autocommit=True) as connection:
             for name, statement in _WAITING.items():
                 row = connection.execute(statement).fetchone()
                 assert row is not None
@@ -434,15 +365,15 @@ class LocalSystem:
             [
                 "Kafka job worker server configuration:",
                 f"  - Event-driven jobs: {settings.kafka_worker_pool_size} concurrent workers",
-                f"  - Kafka brokers: [{self.kafka_brokers}]",
+                f"  - Kafka brokers: [{self.servers.kafka_brokers}]",
                 f"  - Kafka topic: {settings.kafka_job_topic}",
                 f"  - Consumer group: {settings.kafka_job_consumer_group}",
                 f"  - Analytics aggregation: every {go_duration(settings.analytics_interval)}",
                 f"  - Fraud detection: every {go_duration(settings.fraud_detection_interval)}",
                 "",
                 "Where to look:",
-                f"  - PostgreSQL     {_without_password(self.database_url)}",
-                f"  - SES and SQS    {self.aws_endpoint_url}",
+                f"  - PostgreSQL     {_without_password(self.servers.database_url)}",
+                f"  - SES and SQS    {self.servers.aws_endpoint_url}",
                 f"  - Lambda's API   {self._control.url if self._control else ''}",
                 f"  - Unsubscribing  {self.unsubscribe_url}",
                 f"  - Mails          {self._shown(self.mail_directory / 'index.html')}",
@@ -485,9 +416,7 @@ class LocalSystem:
                     stopped.result()
         for function in self.functions.values():
             function.close()
-        for server in (self.aws, self.kafka, self.postgres):
-            if server is not None:
-                server.stop()
+        self.servers.stop()
 
     def _stop_relay(self) -> None:
         """Wait for the relay's runs, and ask each to yield, so that a stop need not wait for the end of its minute.
@@ -500,7 +429,7 @@ class LocalSystem:
                 pool.submit(self.schedules[catalog.RELAY.name].stop),
                 pool.submit(self._relay_start.join),
             ]
-            database = Database(self.database_url)
+            database = Database(self.servers.database_url)
             try:
                 lease = Lease(database, catalog.RELAY.name)
                 while not all(ended.done() for ended in ending):
@@ -517,12 +446,12 @@ class LocalSystem:
 
     def _write_endpoints(self) -> None:
         endpoints = {
-            "kafka": self.kafka_brokers,
-            "database_url": self.database_url,
-            "aws_endpoint_url": self.aws_endpoint_url,
+            "kafka": self.servers.kafka_brokers,
+            "database_url": self.servers.database_url,
+            "aws_endpoint_url": self.servers.aws_endpoint_url,
             "control_url": self._control.url if self._control is not None else "",
             "region": REGION,
-            "is_stand_in": self.aws is not None,
+            "is_stand_in": self.servers.aws is not None,
             "unsubscribe_url": self.unsubscribe_url,
             "topic": self.settings.kafka_job_topic,
             "consumer_group": self.settings.kafka_job_consumer_group,
@@ -533,27 +462,17 @@ class LocalSystem:
         draft.write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
         draft.replace(self.directory / "endpoints.json")
         variables = {
-            "KAFKA_BROKERS": self.kafka_brokers,
+            "KAFKA_BROKERS": self.servers.kafka_brokers,
             "KAFKA_JOB_TOPIC": self.settings.kafka_job_topic,
-            "DATABASE_URL": self.database_url,
-            "AWS_ENDPOINT_URL": self.aws_endpoint_url,
+            "DATABASE_URL": self.servers.database_url,
+            "AWS_ENDPOINT_URL": self.servers.aws_endpoint_url,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
-            **({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"} if self.aws else {}),
+            **({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"} if self.servers.aws else {}),
             **self.queue_urls,
         }
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
         (self.directory / "env").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self._progress(f"{what}: started in {time.monotonic() - started:.1f} s")
-
-    def _download_progress(self, message: str, done: int, total: int) -> None:
-        if total and (done == total or done % 10 == 0):
-            self._progress(f"{message} ({done} of {total})")
 
 
 # Rows that somebody still has to do something about.

@@ -142,9 +142,9 @@ class _Run:
                 tuning=TUNING,
             )
             with system:
-                services = Services(system.database_url, plan)
+                services = Services(system.servers.database_url, plan)
                 services.set_up(receiver.urls)
-                publisher = Publisher(system.kafka_brokers, system.settings.kafka_job_topic)
+                publisher = Publisher(system.servers.kafka_brokers, system.settings.kafka_job_topic)
                 breaker = Breaker(system, self._say)
                 play = _Play(plan, system, services, publisher, breaker)
                 play.run(on_resume=receiver.back.set, say=self._say)
@@ -182,7 +182,7 @@ class _Run:
         while True:
             services.enable_endpoints()
             system.wait_until_quiet(timeout_seconds=deadline - time.monotonic(), on_look=on_look)
-            with psycopg.connect(system.database_url) as connection:
+            with psycopg.connect(system.servers.database_url) as connection:
                 row = connection.execute(_PARKED).fetchone()
             assert row is not None
             if row[0] == 0:

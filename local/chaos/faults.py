@@ -132,11 +132,11 @@ class Breaker:
                 case "worker":
                     self._kill_worker(fault)
                 case "postgres":
-                    assert self._system.postgres is not None
-                    self._restart("postgres", fault, self._system.postgres)
+                    assert self._system.servers.postgres is not None
+                    self._restart("postgres", fault, self._system.servers.postgres)
                 case "kafka":
-                    assert self._system.kafka is not None
-                    self._restart("kafka", fault, self._system.kafka)
+                    assert self._system.servers.kafka is not None
+                    self._restart("kafka", fault, self._system.servers.kafka)
                 case "throttle":
                     self._script(fault, Answer.THROTTLE, "^[0-7]")
                 case "pause":
@@ -184,12 +184,12 @@ class Breaker:
             self._done(fault, began_at, f"{TITLES[fault.kind]} and started again")
 
     def _script(self, fault: Fault, answer: Answer, match: str) -> None:
-        assert self._system.aws is not None
+        assert self._system.servers.aws is not None
         with self._turns["ses"]:
             began_at = datetime.now(UTC)
-            self._system.aws.play([ScriptLine(match, answer)])
+            self._system.servers.aws.play([ScriptLine(match, answer)])
             time.sleep(fault.seconds)
-            self._system.aws.play([])
+            self._system.servers.aws.play([])
             self._done(fault, began_at, TITLES[fault.kind])
 
     def _done(self, fault: Fault, began_at: datetime, what: str) -> None:

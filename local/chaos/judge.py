@@ -90,7 +90,7 @@ class Judge:
         self._done_at: dict[str, datetime] = {}
 
     def look(self) -> Verdict:
-        with psycopg.connect(self._system.database_url, row_factory=dict_row) as connection:
+        with psycopg.connect(self._system.servers.database_url, row_factory=dict_row) as connection:
             self._messages = _all(connection, "SELECT * FROM campaign_jobs.email_messages")
             self._rewards = _all(connection, "SELECT * FROM campaign_jobs.user_rewards")
             self._users = _all(connection, "SELECT * FROM campaign_jobs.waitlist_users")
@@ -409,7 +409,7 @@ class Judge:
             self._verdict.recoveries.append((broken.fault.kind, sorted(waited)))
 
     def _read_dead_letters(self) -> list[DeadLetter]:
-        sqs = self._system.client("sqs")
+        sqs = self._system.servers.client("sqs")
         letters = []
         for job_type in catalog.EVENT_JOB_TYPES:
             url = self._system.queue_urls[job_type.dead_letter_queue_setting]

@@ -147,7 +147,7 @@ def _run(options: argparse.Namespace, console: Console, progress: LaunchProgress
             durable=False,
             customary_ports=False,
         )
-        with system, Publisher(system.kafka_brokers, settings.kafka_job_topic) as publisher:
+        with system, Publisher(system.servers.kafka_brokers, settings.kafka_job_topic) as publisher:
             launch = Launch(cast, system, publisher, receiver.urls, progress)
             launch.play()
             findings = collect(cast, system, outcomes, topic=settings.kafka_job_topic, own_ses=own_ses)

@@ -114,7 +114,7 @@ def collect(cast: Cast, system: LocalSystem, outcomes: Outcomes, *, topic: str, 
     """Read everything once the system is quiet."""
     campaign_of = {cast.campaign_id(key): key for key in cast.campaigns}
     key_of = {cast.user_id(key): key for key in cast.people}
-    with psycopg.connect(system.database_url, autocommit=True) as connection:
+    with psycopg.connect(system.servers.database_url, autocommit=True) as connection:
         unsubscribed = unsubscribed_people(connection, cast)
         connection.row_factory = dict_row  # type: ignore[assignment]
         ids = list(campaign_of)
@@ -212,7 +212,7 @@ def _named(row: dict[str, Any], campaign_of: dict[UUID, str], key_of: dict[UUID,
 
 def read_dead_letters(system: LocalSystem, topic: str) -> list[DeadLetter]:
     """All dead letters of the topic. They stay in their queues, invisible there for as long as a reader may take."""
-    sqs = system.client("sqs")
+    sqs = system.servers.client("sqs")
     found: list[DeadLetter] = []
     for job_type in catalog.EVENT_JOB_TYPES:
         url = system.queue_urls[job_type.dead_letter_queue_setting]

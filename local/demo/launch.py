@@ -328,11 +328,11 @@ class Launch:
         return Asked(name, ids, tuple(outcomes))
 
     def _let_ses_play(self, script: Sequence[ScriptLine]) -> None:
-        if self._system.aws is not None:
-            self._system.aws.play(script)
+        if self._system.servers.aws is not None:
+            self._system.servers.aws.play(script)
 
     @contextmanager
     def _services(self) -> Iterator[Connection]:
         """One transaction of the services."""
-        with psycopg.connect(self._system.database_url) as connection:
+        with psycopg.connect(self._system.servers.database_url) as connection:
             yield connection

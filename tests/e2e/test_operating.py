@@ -39,7 +39,7 @@ def system() -> Iterator[LocalSystem]:
         with LocalSystem(
             Path(name), settings, durable=False, customary_ports=False, tuning=RELAY_OFTEN
         ) as system:
-            with psycopg.connect(system.database_url) as connection:
+            with psycopg.connect(system.servers.database_url) as connection:
                 connection.execute(
                     "INSERT INTO campaign_jobs.campaigns (id, name) VALUES (%s, 'Orbit')", (CAMPAIGN,)
                 )
@@ -124,8 +124,8 @@ def test_an_operators_day(system: LocalSystem, repository: Path, tmp_path: Path)
     wait_for(lambda: lag()["email"]["seconds_behind"] == 0)
 
     # A mail that SES refuses, and a record that is nobody's, are dead letters.
-    assert system.aws is not None
-    system.aws.play([ScriptLine("ben@example.com", Answer.REJECT)])
+    assert system.servers.aws is not None
+    system.servers.aws.play([ScriptLine("ben@example.com", Answer.REJECT)])
     command(
         "enqueue", "email", "welcome", "--campaign", "Orbit", "--user", BEN, "--id", "welcome-ben", "--yes"
     )
@@ -142,7 +142,7 @@ def test_an_operators_day(system: LocalSystem, repository: Path, tmp_path: Path)
     assert len(tail("--type", "email")) == 3
 
     # The cause is mended: one goes back, the other one is thrown away.
-    system.aws.play([])
+    system.servers.aws.play([])
     redriven = answer("dead-letters", "redrive", "--job-type", "email", "--yes")
     assert redriven == {"redriven": 1, "by": {"email-retry": 1}, "planned": 1}
     sent["ben@example.com", "welcome"] += 1

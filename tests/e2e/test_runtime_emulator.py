@@ -31,7 +31,7 @@ from local.aws.feedback import events_of
 from local.aws.mails import read_mails
 from local.function_urls import request_event
 from local.processes import HOST, ChildProcess, answers, pick_port
-from local.system import REGION
+from local.servers import REGION
 from tests.e2e.deployment import ARCHITECTURE
 from tests.integration.email_campaign import UNSUBSCRIBE_KEY, UNSUBSCRIBE_SETTINGS, MailCampaign
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture
 def campaign(system: LocalSystem) -> Iterator[tuple[UUID, psycopg.Connection[Any]]]:
     campaign_id = uuid4()
-    with psycopg.connect(system.database_url, autocommit=True) as connection:
+    with psycopg.connect(system.servers.database_url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO campaign_jobs.campaigns (id, name) VALUES (%s, 'Lumen Notebook')", [campaign_id]
         )
@@ -47,9 +47,9 @@ def add_user(campaign: tuple[UUID, psycopg.Connection[Any]], email: str) -> UUID
 def variables(system: LocalSystem) -> dict[str, str]:
     return {
         **os.environ,
-        "KAFKA_BROKERS": system.kafka_brokers,
+        "KAFKA_BROKERS": system.servers.kafka_brokers,
         "KAFKA_JOB_TOPIC": system.settings.kafka_job_topic,
-        "DATABASE_URL": system.database_url,
+        "DATABASE_URL": system.servers.database_url,
     }
 
 

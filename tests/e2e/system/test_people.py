@@ -45,7 +45,7 @@ def test_people_are_imported_mailed_ranked_and_counted(
     system: LocalSystem, campaign_jobs: Callable[..., Any], tmp_path: Path
 ) -> None:
     campaign = uuid4()
-    with psycopg.connect(system.database_url, autocommit=True) as connection:
+    with psycopg.connect(system.servers.database_url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO campaign_jobs.campaigns (id, name, public_base_url)"
             " VALUES (%s, 'Launch', 'https://launch.example.com')",
@@ -61,7 +61,7 @@ def test_people_are_imported_mailed_ranked_and_counted(
     )
     imported = campaign_jobs("import", file, "--campaign", campaign, "--verification", "--yes")
     assert imported["written"] == {"people": 4, "referrals": 2, "verification_mails": 1, "welcome_mails": 0}
-    with psycopg.connect(system.database_url) as connection:
+    with psycopg.connect(system.servers.database_url) as connection:
         # Relay would ask for it by itself, a minute later.
         outbox.enqueue(connection, [PositionRecalcJobPayload(campaign_id=campaign)])
     system.wait_until_quiet(timeout_seconds=120)
