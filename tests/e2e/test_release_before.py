@@ -12,8 +12,9 @@ import pytest
 from local.postgres import PostgresServer
 
 MIGRATIONS = Path("layers/campaign_jobs/python/campaign_jobs/database/migrations")
-# What each function does with the database, as the code before says it.
+# What each function does with the database, as the code before says it, by the names of now and of then.
 TESTS = (
+    "tests/integration/email",
     "tests/integration/test_email_job.py",
     "tests/integration/test_feedback.py",
     "tests/integration/test_position_requests.py",

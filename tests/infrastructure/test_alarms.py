@@ -24,7 +24,7 @@ from tests.infrastructure.watching import (
     resources,
     synthesise_watching,
 )
-from tests.integration.test_pipeline import settings_of
+from tests.integration.invocations import settings_of
 
 RUNBOOK = (REPOSITORY / "docs" / "runbook.md").read_text()
 

@@ -22,9 +22,9 @@ from campaign_jobs.settings import RelaySettings
 from campaign_jobs.worker.pipeline import Pipeline
 from campaign_jobs.worker.unroutable import Unroutable
 from tests.infrastructure.watching import LANES, Alarm, shown_metrics
+from tests.integration.invocations import RecordingQueues, ScriptedJob, from_kafka, from_sqs, settings_of
 from tests.integration.test_heartbeats import RecordingPartitions
 from tests.integration.test_isolation import by_alias
-from tests.integration.test_pipeline import RecordingQueues, ScriptedJob, from_kafka, from_sqs, settings_of
 from tests.ses_events import ses_event, sqs_event
 
 Published = set[tuple[str, frozenset[tuple[str, str]]]]

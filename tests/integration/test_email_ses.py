@@ -21,11 +21,7 @@ from local.aws import AccountSettings, Answer, AwsStandIn, ScriptLine
 from local.aws.mails import Mail as KeptMail
 from local.aws.mails import read_mails
 from tests.conftest import SENDER_DOMAIN
-from tests.integration.email_campaign import (
-    DEFAULT_SENDER,
-    UNSUBSCRIBE_LINKS,
-    MailCampaign,
-)
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS, MailCampaign
 from tests.integration.reward_campaign import deadline
 
 

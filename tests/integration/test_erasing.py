@@ -34,12 +34,7 @@ from campaign_jobs.reward.webhooks.client import HttpsWebhookClient
 from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Done, Outcome, Skipped
 from tests.integration import reward_campaign
-from tests.integration.email_campaign import (
-    DEFAULT_SENDER,
-    UNSUBSCRIBE_LINKS,
-    MailCampaign,
-    RecordingSender,
-)
+from tests.integration.email_campaign import DEFAULT_SENDER, UNSUBSCRIBE_LINKS, MailCampaign, RecordingSender
 from tests.integration.fraud_campaign import Campaign as WatchedCampaign
 from tests.integration.fraud_campaign import case_of, open_cases, signals
 from tests.integration.reward_campaign import deadline

@@ -11,13 +11,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from campaign_jobs import events
-from campaign_jobs.catalog import (
-    EMAIL,
-    EVENT_JOB_TYPES,
-    HEARTBEAT_EVENT_TYPE,
-    TOPIC_PARTITIONS,
-    UNROUTABLE,
-)
+from campaign_jobs.catalog import EMAIL, EVENT_JOB_TYPES, HEARTBEAT_EVENT_TYPE, TOPIC_PARTITIONS, UNROUTABLE
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.errors import BrokersUnreachable, DatabaseUnavailable, PublishError
 from campaign_jobs.producer import JobProducer
@@ -27,8 +21,7 @@ from campaign_jobs.worker.outcomes import Retry
 from campaign_jobs.worker.pipeline import Pipeline
 from campaign_jobs.worker.unroutable import Unroutable
 from local.kafka import KafkaBroker
-from tests.integration.test_isolation import batch, by_alias, killed
-from tests.integration.test_pipeline import (
+from tests.integration.invocations import (
     TOPIC,
     Context,
     RecordingQueues,
@@ -37,6 +30,7 @@ from tests.integration.test_pipeline import (
     from_sqs,
     settings_of,
 )
+from tests.integration.test_isolation import batch, by_alias, killed
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 GROUP = "job-workers-email"

@@ -16,16 +16,9 @@ from campaign_jobs.worker.unroutable import Unroutable
 from local.functions import FunctionFailed
 from local.kafka import KafkaBroker
 from local.mappings.kafka import KafkaMapping
+from tests.integration.invocations import Context, RecordingQueues, ScriptedJob, event, settings_of, value_of
 from tests.integration.test_heartbeats import let_a_minute_pass, settings
 from tests.integration.test_kafka_mapping import until
-from tests.integration.test_pipeline import (
-    Context,
-    RecordingQueues,
-    ScriptedJob,
-    event,
-    settings_of,
-    value_of,
-)
 
 JOB_TYPES = (REWARD, POSITION, UNROUTABLE)
 

@@ -25,7 +25,7 @@ from campaign_jobs.worker.outcomes import Done, Outcome, Retry
 from campaign_jobs.worker.pipeline import Pipeline
 from campaign_jobs.worker.unroutable import Unroutable
 from local.postgres import PostgresServer
-from tests.integration.test_pipeline import (
+from tests.integration.invocations import (
     BAD,
     GOOD,
     HEARTBEAT,

@@ -28,10 +28,7 @@ from campaign_jobs.worker.pipeline import Pipeline
 from campaign_jobs.worker.unroutable import Unroutable
 from local.aws import AwsStandIn
 from tests.integration.email_campaign import MailCampaign
-from tests.integration.reward_campaign import deadline
-from tests.integration.test_heartbeats import RecordingPartitions
-from tests.integration.test_isolation import batch, by_alias
-from tests.integration.test_pipeline import (
+from tests.integration.invocations import (
     GOOD,
     Context,
     RecordingQueues,
@@ -41,6 +38,9 @@ from tests.integration.test_pipeline import (
     from_sqs,
     settings_of,
 )
+from tests.integration.reward_campaign import deadline
+from tests.integration.test_heartbeats import RecordingPartitions
+from tests.integration.test_isolation import batch, by_alias
 from tests.integration.test_relay import RecordingPublisher, unpublished, welcome
 
 HOUR = timedelta(hours=1)

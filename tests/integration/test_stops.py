@@ -19,7 +19,7 @@ from campaign_jobs.worker.outcomes import Done, Outcome
 from campaign_jobs.worker.pipeline import Pipeline
 from campaign_jobs.worker.queues import SqsQueues
 from campaign_jobs.worker.unroutable import Unroutable
-from tests.integration.test_pipeline import (
+from tests.integration.invocations import (
     TOPIC,
     Context,
     RecordingQueues,

@@ -34,7 +34,7 @@ from tests.integration.email_campaign import (
     MailCampaign,
     RecordingSender,
 )
-from tests.integration.test_pipeline import RecordingQueues, from_kafka, from_sqs, settings_of
+from tests.integration.invocations import RecordingQueues, from_kafka, from_sqs, settings_of
 from tests.ses_events import BEGIN, ses_event, sqs_event
 
 MONTH: Final = timedelta(days=30)

@@ -5,8 +5,8 @@ from typing import Any
 from campaign_jobs.catalog import EMAIL
 from campaign_jobs.database.connection import Connection
 from campaign_jobs.worker.pipeline import Pipeline
+from tests.integration.invocations import Context, RecordingQueues, ScriptedJob, settings_of
 from tests.integration.test_isolation import RETRY, batch, killed, left
-from tests.integration.test_pipeline import Context, RecordingQueues, ScriptedJob, settings_of
 from tests.interleavings.stepping import Race, Side
 
 
