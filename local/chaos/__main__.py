@@ -148,6 +148,7 @@ class _Run:
                 breaker = Breaker(system, self._say)
                 play = _Play(plan, system, services, publisher, breaker)
                 play.run(on_resume=receiver.back.set, say=self._say)
+                receiver.calm.set()
                 self._say("Nothing breaks any more; waiting until nothing is under way")
                 self._settle(system, services)
                 system.schedules["analytics"].fire()

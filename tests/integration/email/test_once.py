@@ -14,7 +14,7 @@ from campaign_jobs.email import store
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.sending import POOLFUL_SECONDS
 from campaign_jobs.email.ses import Mail, Refused, SendResult, Throttled, Unknown
-from campaign_jobs.errors import DatabaseUnavailable, SendingStopped
+from campaign_jobs.errors import SendingStopped
 from campaign_jobs.events import EmailEvent
 from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Retry, Skipped
@@ -374,22 +374,3 @@ def test_in_any_history_what_goes_once_is_accepted_once(
     repeated = sum(count - 1 for (type_, _), count in sender.sent.items() if type_ != "verification")
     assert repeated <= unrecorded
     assert campaign.statuses()["claimed"] == 0
-
-
-def test_a_database_that_is_lost_on_the_way_stops_the_batch(
-    job: EmailJob, campaign: MailCampaign, sender: RecordingSender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    delivery = campaign.asks("welcome", campaign.add_user())
-    record = store.record
-
-    def cut_off(connection: Connection, *arguments: Any, **named: Any) -> Any:
-        campaign.connection.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
-        return record(connection, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "record", cut_off)
-        with pytest.raises(DatabaseUnavailable):
-            process(job, delivery)
-    campaign.let_claims_expire()
-    assert process(job, delivery) == [Done()]
-    assert len(sender.accepted) == 2

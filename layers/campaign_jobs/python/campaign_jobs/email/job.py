@@ -68,14 +68,15 @@ class EmailJob:
         """Send what may be sent and write down what became of each event.
 
         Raises SendingStopped, KeysUnavailable or DatabaseUnavailable when nothing can go on, and RateExhausted when the
-        send rate leaves no room for the rest; what has been sent by then is recorded where that is still possible, and
-        every claim that was not used is released.
+        send rate leaves no room for the rest; what has been sent by then is recorded, and every claim that was not used
+        is released, by the next invocation of this process if the database is gone.
         """
         with self._database.within(deadline):
             return self._process(deliveries, deadline)
 
     def _process(self, deliveries: Sequence[Delivery[EmailEvent]], deadline: Deadline) -> Sequence[Outcome]:
-        # First, because SES may take its time, and what is loaded grows old.
+        self._sending.make_up_for_lost_database()
+        # Before anything is loaded, because SES may take its time, and what is loaded grows old.
         self._rate.look_up()
         loaded, templates = self._load([delivery.event for delivery in deliveries])
         outcomes: dict[str, Outcome] = {}

@@ -29,7 +29,7 @@ from campaign_jobs.email.ses import (
     Unknown,
     Unreached,
 )
-from campaign_jobs.errors import BatchStopped, RateExhausted, SendingStopped
+from campaign_jobs.errors import BatchStopped, DatabaseUnavailable, RateExhausted, SendingStopped
 from campaign_jobs.observability import log_unexpected, logger_of
 from campaign_jobs.reward.settlement import EmailedReward, settle_emailed
 from campaign_jobs.worker.delivery import Deadline
@@ -87,6 +87,8 @@ class Sending:
         self._rate = rate
         self._pool_size = pool_size
         self._logger = logger_of(EMAIL.name)
+        # How claims ended that could not be recorded, because the database was gone.
+        self._left_behind: list[store.Result] = []
 
     @cached_property
     def claim_token(self) -> uuid.UUID:
@@ -104,23 +106,24 @@ class Sending:
         """Claim the mails, send them, and return the outcomes by event id.
 
         Raises SendingStopped or DatabaseUnavailable when nothing can go on, and RateExhausted when the send rate leaves
-        no room for the rest; what has been sent by then is recorded where that is still possible, and every claim that
-        was not used is released.
+        no room for the rest; what has been sent by then is recorded, and every claim that was not used is released,
+        or that is left for `make_up_for_lost_database`.
         """
         if not ready:
             return {}
         claim_for = timedelta(seconds=deadline.remaining_seconds()) + CLAIM_MARGIN
-        claimed_ids, outcomes = self._claim(ready, claim_for)
-        # What failed before goes last, so that a short rate is not used up by the same mails again and again.
-        waiting = sorted(
-            (item for item in ready if item.event_id in claimed_ids),
-            key=lambda item: (item.was_tried, item.bulk),
-        )
         pause = FIRST_PAUSE_SECONDS
         rate_is_short = False
         # What has been sent and cannot be recorded counts as on its way: a crash may repeat it as well.
         unrecorded: dict[str, Outcome] = {}
+        waiting = list(ready)
         try:
+            claimed_ids, outcomes = self._claim(ready, claim_for)
+            # What failed before goes last, so that a short rate is not used up by the same mails again and again.
+            waiting = sorted(
+                (item for item in ready if item.event_id in claimed_ids),
+                key=lambda item: (item.was_tried, item.bulk),
+            )
             while (
                 waiting
                 and (room := self._pool_size - len(unrecorded))
@@ -160,13 +163,28 @@ class Sending:
             if waiting and rate_is_short and not unrecorded and not _comes_to_nothing_new(waiting, outcomes):
                 raise RateExhausted("the send rate leaves no room for the rest before the deadline")
         except SendingStopped:
-            self._release(waiting, "the batch was stopped")
+            self._record(_released(waiting, "the batch was stopped"))
+            raise
+        except DatabaseUnavailable:
+            self._left_behind += _released(waiting, "the database was gone")
             raise
         if waiting:
             reason = "no time was left in this invocation" if room else "others could not be recorded first"
-            self._release(waiting, reason)
+            self._record(_released(waiting, reason))
             outcomes |= {item.event_id: Later(reason, timedelta()) for item in waiting}
         return outcomes | unrecorded
+
+    def make_up_for_lost_database(self) -> None:
+        """Record what an earlier invocation of this process could not, because the database was gone.
+
+        Without it, what SES has taken might go again once its claim has run out, and the rest would wait for as long. A
+        claim that somebody else has taken over by now is left alone. Raises DatabaseUnavailable.
+        """
+        left_behind, self._left_behind = self._left_behind, []
+        for event_id, outcome in self._record(left_behind).items():
+            self._logger.warning(
+                "claim left standing", extra={"event_id": event_id, "reason": outcome.reason}
+            )
 
     def _ask_for_tokens(self, poolful: Sequence[Ready], deadline: Deadline) -> tuple[int, bool]:
         """How many of the first mails may go now, all of one kind of lane, and whether the rate is what limits them.
@@ -226,16 +244,7 @@ class Sending:
 
         return list(self._pool.map(send, poolful))
 
-    def _release(self, items: Sequence[Ready], reason: str) -> None:
-        """Give back the claims of what was not sent; what was tried before stays known as that."""
-        self._record(
-            [
-                store.Result(item.event_id, "failed" if item.was_tried else "released", reason)
-                for item in items
-            ]
-        )
-
-    def _record(self, results: Sequence[store.Result]) -> dict[str, Outcome]:
+    def _record(self, results: Sequence[store.Result]) -> dict[str, Retry | Rejected]:
         """Write down how claims ended, and return the outcomes of what PostgreSQL refused.
 
         A mail without an answer keeps its claim, and may be sent again after it; a throttled one waits under its claim.
@@ -254,8 +263,18 @@ class Sending:
             )
 
         ordered = sorted(results, key=lambda result: result.event_id)
-        _, refused = in_batch(self._database, ordered, work)
+        try:
+            _, refused = in_batch(self._database, ordered, work)
+        except DatabaseUnavailable:
+            # What was committed all the same is under our claim no more.
+            self._left_behind += results
+            raise
         return {result.event_id: _unrecorded(result, refusal) for result, refusal in refused}
+
+
+def _released(items: Sequence[Ready], reason: str) -> list[store.Result]:
+    """The claims of what was not sent, given back; what was tried before stays known as that."""
+    return [store.Result(item.event_id, "failed" if item.was_tried else "released", reason) for item in items]
 
 
 def _comes_to_nothing_new(waiting: Sequence[Ready], outcomes: Mapping[str, Outcome]) -> bool:
@@ -277,7 +296,7 @@ def _still_goes(before: store.Loaded, now: store.Loaded) -> bool:
     )
 
 
-def _unrecorded(result: store.Result, refusal: Refusal) -> Outcome:
+def _unrecorded(result: store.Result, refusal: Refusal) -> Retry | Rejected:
     reason = f"{result.status}, but that could not be recorded: {refusal}"
     # The claim stands. A retry sends an accepted mail again once it has expired, so that is only for what passes.
     return Retry(reason, LONGEST_CLAIM) if refusal.passing else Rejected(reason)
