@@ -23,7 +23,7 @@ _CALLS: Final = frozenset(
 )
 
 ELSEWHERE: Final = {
-    "database.batches:in_batch.<locals>.patiently": "sets its transaction's time-out, and changes nothing",
+    "database.batches:in_batch.<locals>.waiting_for_locks": "sets its transaction's time-out, and changes nothing",
     "database.connection:_conninfo_from_secret": "reads the password, and changes nothing",
     "email.unsubscribing.keys:_keys_from_secret": "reads the keys, and changes nothing",
     "database.deployment:put_response": "answers a deployment, see tests/integration/test_deploying_migrations.py",

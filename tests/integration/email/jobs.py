@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from campaign_jobs.database.connection import Database
+from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.events import EmailEvent
@@ -54,3 +54,9 @@ def crash_while_recording(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return record(*arguments, **named)
 
     monkeypatch.setattr(store, "record", dying)
+
+
+def losing_the_connection(connection: Connection, *arguments: Any, **named: Any) -> Any:
+    """What `store.record` does where the database is lost before it."""
+    connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    raise AssertionError("unreachable")

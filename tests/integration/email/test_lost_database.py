@@ -1,33 +1,36 @@
-"""A database that is gone for a while, between SES's answers and our record: nothing is sent again, nothing waits."""
+"""A database that is gone, or a row that is locked, after SES has answered: nothing is sent again, nothing waits."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest.mock import ANY
 
+import psycopg
 import pytest
 
 from campaign_jobs.database.connection import Connection, Database
 from campaign_jobs.email import store
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.sending import Sending
-from campaign_jobs.email.ses import Failed
+from campaign_jobs.email.ses import Failed, Mail, Unknown
 from campaign_jobs.errors import DatabaseUnavailable
-from campaign_jobs.worker.outcomes import Done
-from tests.integration.email.jobs import job_of, process
+from campaign_jobs.events import EmailEvent
+from campaign_jobs.worker.delivery import Delivery
+from campaign_jobs.worker.outcomes import Done, Retry
+from tests.integration.email.jobs import job_of, losing_the_connection, process
 from tests.integration.email_campaign import MailCampaign, RecordingSender
 
 
 @pytest.fixture
-def cut_off(campaign: MailCampaign, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Arranges that the connection is lost whenever results number `numbers` are being recorded."""
 
     def arrange(*numbers: int) -> None:
         record, count = store.record, iter(range(1, 1000))
 
         def losing(connection: Connection, *arguments: Any, **named: Any) -> Any:
-            if next(count) in numbers:
-                backend = connection.info.backend_pid
-                campaign.connection.execute("SELECT pg_terminate_backend(%s, 5000)", (backend,))
-            return record(connection, *arguments, **named)
+            at_fault = losing_the_connection if next(count) in numbers else record
+            return at_fault(connection, *arguments, **named)
 
         monkeypatch.setattr(store, "record", losing)
 
@@ -90,3 +93,83 @@ def test_what_was_not_recorded_changes_nothing_of_who_took_over(
     assert process(job_of(second_database, RecordingSender()), delivery) == [Done()]
     assert process(job, delivery) == [Done()]
     assert campaign.mail(delivery) == ("accepted", None)
+
+
+class Holder:
+    """Somebody who keeps a mail's row locked."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+        self._one_at_a_time = threading.Lock()
+
+    def hold(self, delivery: Delivery[EmailEvent]) -> None:
+        with self._one_at_a_time:
+            self._connection.execute(
+                "SELECT FROM campaign_jobs.email_messages WHERE event_id = %s FOR UPDATE",
+                (delivery.event.id,),
+            )
+
+    def let_go(self) -> None:
+        self._connection.rollback()
+
+
+@pytest.fixture
+def holder(database_url: str) -> Iterator[Holder]:
+    with psycopg.connect(database_url) as connection:
+        yield Holder(connection)
+
+
+@pytest.fixture
+def impatient_job(database_url: str, sender: RecordingSender) -> Iterator[EmailJob]:
+    """The statements of a function with so short a time-out wait half a second for a lock."""
+    impatient = Database(database_url, timeout_seconds=12)
+    yield job_of(impatient, sender)
+    impatient.close()
+
+
+def test_an_answer_that_a_lock_kept_from_being_recorded_is_recorded_once_the_lock_is_gone(
+    impatient_job: EmailJob, campaign: MailCampaign, sender: RecordingSender, holder: Holder
+) -> None:
+    told, other = (campaign.asks("welcome", campaign.add_user()) for _ in range(2))
+    sender.answer = lambda mail: holder.hold(told)
+    assert isinstance(process(impatient_job, told)[0], Retry)
+    sender.answer = lambda mail: None
+    # Still locked, and nobody waits for it.
+    assert process(impatient_job, other) == [Done()]
+    assert campaign.mail(told) == ("claimed", None)
+    holder.let_go()
+    campaign.let_claims_expire()
+    assert process(impatient_job, told) == [Done()]
+    assert len(sender.accepted) == 2
+
+
+def test_how_a_claim_ended_is_no_news_of_the_next_one(
+    impatient_job: EmailJob,
+    campaign: MailCampaign,
+    sender: RecordingSender,
+    holder: Holder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, other = (campaign.asks("welcome", campaign.add_user()) for _ in range(2))
+
+    def failing(mail: Mail) -> Failed:
+        holder.hold(told)
+        return Failed("not now")
+
+    sender.answer = failing
+    assert isinstance(process(impatient_job, told)[0], Retry)
+    load = store.load
+
+    def letting_go(*arguments: Any) -> Any:
+        monkeypatch.setattr(store, "load", load)
+        holder.let_go()
+        campaign.let_claims_expire()
+        return load(*arguments)
+
+    monkeypatch.setattr(store, "load", letting_go)
+    sender.answer = lambda mail: Unknown("no answer came")
+    assert process(impatient_job, told) == [Retry("no answer came", ANY)]
+    sender.answer = lambda mail: None
+    assert process(impatient_job, other) == [Done()]
+    # Without an answer it may have been sent, so it waits for its claim to run out.
+    assert campaign.mail(told) == ("claimed", None)

@@ -1,6 +1,7 @@
 """What goes only once goes once, whoever else delivers it, and whatever dies on the way."""
 
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from campaign_jobs.email import store
 from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.sending import POOLFUL_SECONDS
 from campaign_jobs.email.ses import Mail, Refused, SendResult, Throttled, Unknown
-from campaign_jobs.errors import SendingStopped
+from campaign_jobs.errors import DatabaseUnavailable, SendingStopped
 from campaign_jobs.events import EmailEvent
 from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Done, Later, Outcome, Retry, Skipped
@@ -25,6 +26,7 @@ from tests.integration.email.jobs import (
     crash_while_recording,
     is_later,
     job_of,
+    losing_the_connection,
     process,
 )
 from tests.integration.email_campaign import MailCampaign, RecordingSender, claim_elsewhere
@@ -287,6 +289,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, Any]]:
                 for answer in ("accepts", "accepts", "throttles", "refuses", "stops", "is silent")
             ),
             ("crash", None),
+            ("lose the database", None),
             ("expire", None),
             ("release", None),
             ("give up", None),
@@ -323,7 +326,8 @@ def test_in_any_history_what_goes_once_is_accepted_once(
         "refuses": Refused("no"),
         "is silent": Unknown("?"),
     }
-    unrecorded = 0
+    # What a crash may repeat, and what a lost database may where its claims run out before it is recorded.
+    unrecorded = left_behind = 0
 
     answer = ["accepts"]
 
@@ -343,6 +347,7 @@ def test_in_any_history_what_goes_once_is_accepted_once(
                     assert len(outcomes) == len(detail)
                 except SendingStopped:
                     pass
+                left_behind = 0
             case "crash":
                 before = len(sender.accepted)
                 with pytest.MonkeyPatch.context() as dying:
@@ -351,6 +356,16 @@ def test_in_any_history_what_goes_once_is_accepted_once(
                         process(job, *events[::2], seconds=POOLFUL_SECONDS + 1)
                     except (Crash, SendingStopped):
                         unrecorded += len(sender.accepted) - before
+                # What the process had left behind is gone with it.
+                unrecorded, left_behind = unrecorded + left_behind, 0
+                job = job_of(database, sender, pool_size=3)
+            case "lose the database":
+                before = len(sender.accepted)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(store, "record", losing_the_connection)
+                    with suppress(DatabaseUnavailable, SendingStopped):
+                        process(job, *events[::2], seconds=POOLFUL_SECONDS + 1)
+                left_behind += len(sender.accepted) - before
             case "ses":
                 answer[0] = detail
             case "campaign":
@@ -359,10 +374,14 @@ def test_in_any_history_what_goes_once_is_accepted_once(
                 campaign.change_user(users[0], status=detail)
             case "expire":
                 campaign.let_claims_expire()
+                unrecorded, left_behind = unrecorded + left_behind, 0
             case "release":
                 store.release_parked(connection, limit=10)
             case "give up":
+                # At the end of an invocation, which has begun with what was left behind.
+                process(job)
                 job.give_up([(events[0], "gave up")])
+                left_behind = 0
     process(job, *events)
     process(job, *events)
     rows = connection.execute(

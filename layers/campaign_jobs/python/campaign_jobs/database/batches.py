@@ -51,21 +51,25 @@ class Refusal:
 
 
 def in_batch(
-    database: Database, rows: Sequence[Row], work: Callable[[Connection, Sequence[Row]], Result]
+    database: Database,
+    rows: Sequence[Row],
+    work: Callable[[Connection, Sequence[Row]], Result],
+    *,
+    patiently: bool = True,
 ) -> tuple[list[Result], list[tuple[Row, Refusal]]]:
     """Run `work` over all rows in one transaction, and find the rows that PostgreSQL refuses.
 
     A deadlock or serialization failure repeats the transaction. Any other error of the data, and a row that somebody
     else keeps locked, splits the rows in halves, each in a transaction of its own, until those rows stand alone. Once a
-    lock was waited for in vain, the parts wait for theirs but for a moment.
+    lock was waited for in vain, the parts wait for theirs but for a moment; unless `patiently`, so does the whole.
     Returns what `work` returned for each part that went through, and each refused row with the reason. The caller
     passes rows sorted by key, so that concurrent batches take their locks in the same order.
 
     Raises DatabaseUnavailable when the connection is lost.
     """
-    in_vain = 0
+    in_vain = 0 if patiently else 1
 
-    def patiently(connection: Connection, part: Sequence[Row]) -> Result:
+    def waiting_for_locks(connection: Connection, part: Sequence[Row]) -> Result:
         if in_vain:
             # A thousand rows that somebody keeps are two thousand parts, and all have to fit into an invocation.
             connection.execute(_LOCK_TIMEOUT, ["100ms" if in_vain <= LONG_WAITS else "1ms"])
@@ -74,7 +78,7 @@ def in_batch(
     def run(part: Sequence[Row]) -> tuple[list[Result], list[tuple[Row, Refusal]]]:
         nonlocal in_vain
         try:
-            return [repeat_on_conflict(database, lambda connection: patiently(connection, part))], []
+            return [repeat_on_conflict(database, lambda connection: waiting_for_locks(connection, part))], []
         except (*_PASSING, *_LASTING) as error:
             in_vain += isinstance(error, psycopg.errors.LockNotAvailable)
             if len(part) == 1:

@@ -75,7 +75,7 @@ class EmailJob:
             return self._process(deliveries, deadline)
 
     def _process(self, deliveries: Sequence[Delivery[EmailEvent]], deadline: Deadline) -> Sequence[Outcome]:
-        self._sending.make_up_for_lost_database()
+        self._sending.record_left_behind()
         # Before anything is loaded, because SES may take its time, and what is loaded grows old.
         self._rate.look_up()
         loaded, templates = self._load([delivery.event for delivery in deliveries])

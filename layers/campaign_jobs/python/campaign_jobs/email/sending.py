@@ -87,7 +87,7 @@ class Sending:
         self._rate = rate
         self._pool_size = pool_size
         self._logger = logger_of(EMAIL.name)
-        # How claims ended that could not be recorded, because the database was gone.
+        # How claims ended that could not be recorded: the database was gone, or somebody kept the rows locked.
         self._left_behind: list[store.Result] = []
 
     @cached_property
@@ -106,8 +106,8 @@ class Sending:
         """Claim the mails, send them, and return the outcomes by event id.
 
         Raises SendingStopped or DatabaseUnavailable when nothing can go on, and RateExhausted when the send rate leaves
-        no room for the rest; what has been sent by then is recorded, and every claim that was not used is released,
-        or that is left for `make_up_for_lost_database`.
+        no room for the rest; what has been sent by then is recorded and every claim that was not used is released, or
+        that is left for `record_left_behind`.
         """
         if not ready:
             return {}
@@ -166,7 +166,7 @@ class Sending:
             self._record(_released(waiting, "the batch was stopped"))
             raise
         except DatabaseUnavailable:
-            self._left_behind += _released(waiting, "the database was gone")
+            self._leave_behind(_released(waiting, "the database was gone"))
             raise
         if waiting:
             reason = "no time was left in this invocation" if room else "others could not be recorded first"
@@ -174,17 +174,23 @@ class Sending:
             outcomes |= {item.event_id: Later(reason, timedelta()) for item in waiting}
         return outcomes | unrecorded
 
-    def make_up_for_lost_database(self) -> None:
-        """Record what an earlier invocation of this process could not, because the database was gone.
+    def record_left_behind(self) -> None:
+        """Record how claims of this process ended in earlier invocations that could not record it.
 
         Without it, what SES has taken might go again once its claim has run out, and the rest would wait for as long. A
         claim that somebody else has taken over by now is left alone. Raises DatabaseUnavailable.
         """
         left_behind, self._left_behind = self._left_behind, []
-        for event_id, outcome in self._record(left_behind).items():
-            self._logger.warning(
-                "claim left standing", extra={"event_id": event_id, "reason": outcome.reason}
-            )
+        if not left_behind:
+            return
+        # Nobody waits long for a row that is still locked; it stays left behind.
+        refused = self._record(left_behind, patiently=False)
+        self._logger.info("claims ended later", extra={"claims": len(left_behind) - len(refused)})
+
+    def _leave_behind(self, results: Sequence[store.Result]) -> None:
+        if results:
+            self._logger.warning("claims left behind", extra={"claims": len(results)})
+            self._left_behind += results
 
     def _ask_for_tokens(self, poolful: Sequence[Ready], deadline: Deadline) -> tuple[int, bool]:
         """How many of the first mails may go now, all of one kind of lane, and whether the rate is what limits them.
@@ -223,6 +229,8 @@ class Sending:
 
         parts, refused = in_batch(self._database, ordered, work)
         claimed = {event_id: outcome for part in parts for event_id, outcome in part.items()}
+        # A claim that was made again ends anew.
+        self._left_behind = [result for result in self._left_behind if result.event_id not in claimed]
         outcomes = {
             item.event_id: outcome
             for item in ready
@@ -244,7 +252,9 @@ class Sending:
 
         return list(self._pool.map(send, poolful))
 
-    def _record(self, results: Sequence[store.Result]) -> dict[str, Retry | Rejected]:
+    def _record(
+        self, results: Sequence[store.Result], *, patiently: bool = True
+    ) -> dict[str, Retry | Rejected]:
         """Write down how claims ended, and return the outcomes of what PostgreSQL refused.
 
         A mail without an answer keeps its claim, and may be sent again after it; a throttled one waits under its claim.
@@ -264,11 +274,12 @@ class Sending:
 
         ordered = sorted(results, key=lambda result: result.event_id)
         try:
-            _, refused = in_batch(self._database, ordered, work)
+            _, refused = in_batch(self._database, ordered, work, patiently=patiently)
         except DatabaseUnavailable:
             # What was committed all the same is under our claim no more.
-            self._left_behind += results
+            self._leave_behind(results)
             raise
+        self._leave_behind([result for result, refusal in refused if refusal.passing])
         return {result.event_id: _unrecorded(result, refusal) for result, refusal in refused}
 
 
