@@ -50,7 +50,7 @@ def _deliveries(connection: Connection) -> list[str]:
 
 def _somebody_waits_for_a_row(connection: Connection) -> bool:
     return connection.execute(
-        "SELECT true FROM pg_catalog.pg_locks WHERE NOT granted AND locktype IN ('tuple', 'transactionid')"
+        "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     ).fetchone() == (True,)
 
 

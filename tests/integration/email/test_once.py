@@ -146,7 +146,9 @@ def test_losing_the_race_for_a_once_key_spends_no_attempt(
         claim_elsewhere(somebody, rival, f"welcome:{user}")
         thread = threading.Thread(target=lambda: outcomes.extend(process(job, mine)))
         thread.start()
-        while not campaign._one("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        while not campaign._one(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ):
             assert thread.is_alive()
         somebody.commit()
         thread.join()
