@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewTopic
 
 from campaign_jobs.catalog import TOPIC_PARTITIONS
@@ -55,8 +55,20 @@ def _wait_for_leaders(admin: AdminClient, topic: str, partitions: int) -> None:
                 raise TopicError(
                     f"topic {topic} has {len(metadata.partitions)} partitions, but {partitions} are needed"
                 )
-            if all(partition.leader >= 0 for partition in metadata.partitions.values()):
+            if _is_led(admin, topic, partitions):
                 return
         if time.monotonic() > deadline:
             raise TopicError(f"topic {topic} has partitions without a leader after {_TIMEOUT_SECONDS} s")
         time.sleep(0.05)
+
+
+def _is_led(admin: AdminClient, topic: str, partitions: int) -> bool:
+    """Whether the leaders that the metadata names have heard of it: until then they refuse their partitions."""
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    asked = {TopicPartition(topic, partition): latest for partition in range(partitions)}
+    try:
+        for answer in admin.list_offsets(asked, request_timeout=_TIMEOUT_SECONDS).values():
+            answer.result()
+    except KafkaException:
+        return False
+    return True

@@ -1,11 +1,12 @@
 """How far each lane is behind in each partition: heartbeats, offsets, and the oldest record that waits for it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from campaign_jobs import catalog
@@ -15,6 +16,9 @@ from campaign_jobs_cli.targets import Target
 
 MAX_RECORDS: Final = 2_000
 """The most that is read of a partition to find the oldest record that waits."""
+
+_LEADER_MOVES: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+_PAUSE_SECONDS: Final = 0.2
 
 Ages = Mapping[tuple[str, int], float]
 """Seconds by consumer group and partition."""
@@ -115,8 +119,17 @@ def _edges(
     target: Target, client: AdminClient, partitions: Sequence[int], which: OffsetSpec
 ) -> dict[int, int]:
     asked = {TopicPartition(target.kafka.kafka_job_topic, partition): which for partition in partitions}
-    answers = client.list_offsets(asked, request_timeout=kafka.TIMEOUT_SECONDS)
-    return {each.partition: answer.result().offset for each, answer in answers.items()}
+    deadline = time.monotonic() + kafka.TIMEOUT_SECONDS
+    while True:
+        answers = client.list_offsets(asked, request_timeout=kafka.TIMEOUT_SECONDS)
+        try:
+            return {each.partition: answer.result().offset for each, answer in answers.items()}
+        except KafkaException as error:
+            # While leaders move, as they do when brokers are updated, this call alone does not ask the next one itself.
+            if error.args[0].code() not in _LEADER_MOVES or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+            kafka.partitions(target, client)
 
 
 def _committed(target: Target, client: AdminClient, group: str, partitions: Sequence[int]) -> dict[int, int]:

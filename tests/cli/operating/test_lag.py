@@ -2,13 +2,15 @@
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from campaign_jobs.relay.heartbeats import heartbeat
 from campaign_jobs_cli import kafka
@@ -105,6 +107,26 @@ def test_the_partition_that_is_behind_most_counts(
     rows = [row for row in type_("lag", "--partitions", "--output", "json").json if row["lane"] == "email"]
     assert [row["heartbeat_age_seconds"] is None for row in rows] == [False, False, *[True] * 8]
     assert "60 min" in type_("lag").out
+
+
+def test_a_partition_whose_leader_moves_is_asked_for_again(
+    type_: Type, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish([(KEY, mail("milestone"))])
+    list_offsets, refused = AdminClient.list_offsets, 0
+
+    def moving(client: AdminClient, asked: Mapping[TopicPartition, Any], **named: Any) -> Any:
+        nonlocal refused
+        if refused == 2:
+            return list_offsets(client, asked, **named)
+        refused += 1
+        answer: Future[Any] = Future()
+        answer.set_exception(KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)))
+        return dict.fromkeys(asked, answer)
+
+    monkeypatch.setattr(AdminClient, "list_offsets", moving)
+    assert by_lane(type_("lag", "--output", "json").json)["email"]["events"] == 1
+    assert refused == 2
 
 
 def test_retries_are_counted_and_the_oldest_has_its_age(type_: Type, target: Target) -> None:
