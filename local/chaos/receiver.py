@@ -1,6 +1,7 @@
 """Receivers of webhooks: one works, one fails the first time, one hangs the first time, one is gone for a while."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +24,11 @@ class ChaosReceiver(WebhookReceiver):
         super().__init__(directory)
         self.back = threading.Event()
         self.calm = threading.Event()
-        self._closing = threading.Event()
 
     def status_of(self, endpoint: str, tries: int) -> int:
         fails_first = tries == 1 and not self.calm.is_set()
         if endpoint == "hanging" and fails_first:
-            self._closing.wait(TOTAL_SECONDS + 5)
+            time.sleep(TOTAL_SECONDS + 5)
         if endpoint == "gone" and not self.back.is_set():
             return 410
         return 500 if endpoint == "flaky" and fails_first else 200

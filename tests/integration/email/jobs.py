@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from campaign_jobs.database.connection import Connection, Database
@@ -60,3 +61,19 @@ def losing_the_connection(connection: Connection, *arguments: Any, **named: Any)
     """What `store.record` does where the database is lost before it."""
     connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
     raise AssertionError("unreachable")
+
+
+class Holder:
+    """Somebody who keeps mails' rows locked."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+
+    def hold(self, *deliveries: Delivery[EmailEvent]) -> None:
+        ids = [delivery.event.id for delivery in deliveries]
+        self._connection.execute(
+            "SELECT FROM campaign_jobs.email_messages WHERE event_id = ANY (%s) FOR UPDATE", (ids,)
+        )
+
+    def let_go(self) -> None:
+        self._connection.rollback()

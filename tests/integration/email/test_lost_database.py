@@ -1,11 +1,9 @@
 """A database that is gone, or a row that is locked, after SES has answered: nothing is sent again, nothing waits."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import ANY
 
-import psycopg
 import pytest
 
 from campaign_jobs.database.connection import Connection, Database
@@ -14,10 +12,8 @@ from campaign_jobs.email.job import EmailJob
 from campaign_jobs.email.sending import Sending
 from campaign_jobs.email.ses import Failed, Mail, Unknown
 from campaign_jobs.errors import DatabaseUnavailable
-from campaign_jobs.events import EmailEvent
-from campaign_jobs.worker.delivery import Delivery
 from campaign_jobs.worker.outcomes import Done, Retry
-from tests.integration.email.jobs import job_of, losing_the_connection, process
+from tests.integration.email.jobs import Holder, job_of, losing_the_connection, process
 from tests.integration.email_campaign import MailCampaign, RecordingSender
 
 
@@ -95,61 +91,31 @@ def test_what_was_not_recorded_changes_nothing_of_who_took_over(
     assert campaign.mail(delivery) == ("accepted", None)
 
 
-class Holder:
-    """Somebody who keeps a mail's row locked."""
-
-    def __init__(self, connection: psycopg.Connection) -> None:
-        self._connection = connection
-        self._one_at_a_time = threading.Lock()
-
-    def hold(self, delivery: Delivery[EmailEvent]) -> None:
-        with self._one_at_a_time:
-            self._connection.execute(
-                "SELECT FROM campaign_jobs.email_messages WHERE event_id = %s FOR UPDATE",
-                (delivery.event.id,),
-            )
-
-    def let_go(self) -> None:
-        self._connection.rollback()
-
-
-@pytest.fixture
-def holder(database_url: str) -> Iterator[Holder]:
-    with psycopg.connect(database_url) as connection:
-        yield Holder(connection)
-
-
-@pytest.fixture
-def impatient_job(database_url: str, sender: RecordingSender) -> Iterator[EmailJob]:
-    """The statements of a function with so short a time-out wait half a second for a lock."""
-    impatient = Database(database_url, timeout_seconds=12)
-    yield job_of(impatient, sender)
-    impatient.close()
-
-
 def test_an_answer_that_a_lock_kept_from_being_recorded_is_recorded_once_the_lock_is_gone(
-    impatient_job: EmailJob, campaign: MailCampaign, sender: RecordingSender, holder: Holder
+    impatient: Database, campaign: MailCampaign, sender: RecordingSender, holder: Holder
 ) -> None:
+    job = job_of(impatient, sender)
     told, other = (campaign.asks("welcome", campaign.add_user()) for _ in range(2))
     sender.answer = lambda mail: holder.hold(told)
-    assert isinstance(process(impatient_job, told)[0], Retry)
+    assert isinstance(process(job, told)[0], Retry)
     sender.answer = lambda mail: None
     # Still locked, and nobody waits for it.
-    assert process(impatient_job, other) == [Done()]
+    assert process(job, other) == [Done()]
     assert campaign.mail(told) == ("claimed", None)
     holder.let_go()
     campaign.let_claims_expire()
-    assert process(impatient_job, told) == [Done()]
+    assert process(job, told) == [Done()]
     assert len(sender.accepted) == 2
 
 
 def test_how_a_claim_ended_is_no_news_of_the_next_one(
-    impatient_job: EmailJob,
+    impatient: Database,
     campaign: MailCampaign,
     sender: RecordingSender,
     holder: Holder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    job = job_of(impatient, sender)
     told, other = (campaign.asks("welcome", campaign.add_user()) for _ in range(2))
 
     def failing(mail: Mail) -> Failed:
@@ -157,7 +123,7 @@ def test_how_a_claim_ended_is_no_news_of_the_next_one(
         return Failed("not now")
 
     sender.answer = failing
-    assert isinstance(process(impatient_job, told)[0], Retry)
+    assert isinstance(process(job, told)[0], Retry)
     load = store.load
 
     def letting_go(*arguments: Any) -> Any:
@@ -168,8 +134,8 @@ def test_how_a_claim_ended_is_no_news_of_the_next_one(
 
     monkeypatch.setattr(store, "load", letting_go)
     sender.answer = lambda mail: Unknown("no answer came")
-    assert process(impatient_job, told) == [Retry("no answer came", ANY)]
+    assert process(job, told) == [Retry("no answer came", ANY)]
     sender.answer = lambda mail: None
-    assert process(impatient_job, other) == [Done()]
+    assert process(job, other) == [Done()]
     # Without an answer it may have been sent, so it waits for its claim to run out.
     assert campaign.mail(told) == ("claimed", None)

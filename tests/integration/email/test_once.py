@@ -23,6 +23,7 @@ from tests.integration.email.jobs import (
     OTHERS_CLAIM,
     POOL_SIZE,
     Crash,
+    Holder,
     crash_while_recording,
     is_later,
     job_of,
@@ -215,28 +216,21 @@ def test_a_crash_before_recording_repeats_at_most_a_pool_full(
 
 @pytest.mark.parametrize("locked", [1, 4])
 def test_what_cannot_be_recorded_counts_as_on_its_way(
-    database_url: str, campaign: MailCampaign, sender: RecordingSender, locked: int
+    impatient: Database, campaign: MailCampaign, sender: RecordingSender, holder: Holder, locked: int
 ) -> None:
-    # Such a function's statements wait half a second for a lock.
-    impatient = Database(database_url, timeout_seconds=12)
     job = job_of(impatient, sender, pool_size=4)
     deliveries = [campaign.asks("welcome", campaign.add_user()) for _ in range(10)]
     unrecorded: list[int] = []
-    with psycopg.connect(database_url) as holder:
-        holding = threading.Lock()
+    looking = threading.Lock()
 
-        def look_and_lock(mail: Mail) -> None:
-            with holding:
-                if not unrecorded:
-                    ids = [delivery.event.id for delivery in deliveries[:locked]]
-                    holder.execute(
-                        "SELECT FROM campaign_jobs.email_messages WHERE event_id = ANY (%s) FOR UPDATE",
-                        (ids,),
-                    )
-                unrecorded.append(len(sender.accepted) + sender.at_once - campaign.statuses()["accepted"])
+    def look_and_lock(mail: Mail) -> None:
+        with looking:
+            if not unrecorded:
+                holder.hold(*deliveries[:locked])
+            unrecorded.append(len(sender.accepted) + sender.at_once - campaign.statuses()["accepted"])
 
-        sender.answer = look_and_lock
-        outcomes = process(job, *deliveries)
+    sender.answer = look_and_lock
+    outcomes = process(job, *deliveries)
     assert max(unrecorded) <= 4
     for outcome in outcomes[:locked]:
         assert isinstance(outcome, Retry)
@@ -247,7 +241,6 @@ def test_what_cannot_be_recorded_counts_as_on_its_way(
         # Nothing was spent, and no claim was left to be waited for.
         assert outcomes[4:] == [Later("others could not be recorded first", timedelta())] * 6
         assert campaign.statuses() == {"claimed": 4, "released": 6}
-    impatient.close()
 
 
 def test_the_holder_of_an_expired_claim_cannot_overwrite_who_took_over(
